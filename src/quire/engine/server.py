@@ -1,0 +1,85 @@
+"""The engine's side of the socket: one thread reads, one steps, one writes."""
+
+import logging
+import queue
+import socket
+import threading
+
+from quire.engine import wire
+from quire.engine.loop import EngineLoop
+from quire.engine.outbox import Outbox
+from quire.engine.port import EngineInfo
+from quire.errors import EngineProtocolError
+
+logger = logging.getLogger("quire.engine")
+
+
+class EngineServer:
+    """Runs a loop for the front end at the other end of `connection` until that end closes.
+
+    The thread that calls `run` steps. A front end that reads slowly delays nothing but its own outputs, and an
+    engine never outlives its front end: the end of the connection ends `run`.
+    """
+
+    def __init__(self, loop: EngineLoop, connection: socket.socket, info: EngineInfo) -> None:
+        self._loop = loop
+        self._connection = connection
+        self._info = info
+        self._inbox: queue.SimpleQueue[wire.Add | wire.Abort | None] = queue.SimpleQueue()
+        self._outbox = Outbox()
+
+    def run(self) -> None:
+        """Serves until the front end closes the connection. Returns with steps abandoned, not finished."""
+        self._connection.sendall(wire.encode(wire.Ready(info=self._info)))
+        threading.Thread(target=self._read, name="quire-engine-read", daemon=True).start()
+        writer = threading.Thread(target=self._write, name="quire-engine-write", daemon=True)
+        writer.start()
+        try:
+            while self._take_messages():
+                outputs = self._loop.step()
+                if outputs.deltas or outputs.stats is not None:
+                    self._outbox.put(outputs)
+        finally:
+            self._outbox.close()
+            writer.join(timeout=1.0)
+
+    def _take_messages(self) -> bool:
+        """Applies what has come in, waiting for it if there is nothing else to do. False at the end."""
+        wait = not self._loop.has_unfinished
+        while True:
+            try:
+                message = self._inbox.get(block=wait)
+            except queue.Empty:
+                return True
+            if message is None:
+                return False
+            self._apply(message)
+            wait = False
+
+    def _apply(self, message: wire.Add | wire.Abort) -> None:
+        if isinstance(message, wire.Add):
+            self._loop.add(message.request)
+            return
+        for request_id in message.request_ids:
+            self._loop.abort(request_id)
+
+    def _read(self) -> None:
+        try:
+            while (body := wire.read_frame(self._connection)) is not None:
+                message = wire.decode_to_engine(body)
+                if isinstance(message, wire.Start):
+                    raise EngineProtocolError("a second Start message")
+                self._inbox.put(message)
+        except OSError as error:
+            logger.debug("the front end's connection broke: %s", error)
+        except EngineProtocolError:
+            logger.exception("ending the engine")
+        finally:
+            self._inbox.put(None)
+
+    def _write(self) -> None:
+        try:
+            while outputs := self._outbox.take():
+                self._connection.sendall(wire.encode(wire.Outputs(outputs=outputs)))
+        except OSError as error:
+            logger.debug("the front end does not read any more: %s", error)
