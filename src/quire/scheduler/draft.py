@@ -1,0 +1,65 @@
+"""A plan in the making, and a plan in flight."""
+
+from quire.scheduler.sequence import Sequence
+from quire.types.ids import SlotIndex
+from quire.types.plan import StepPlan
+
+
+class InFlight:
+    """A plan that was handed out.
+
+    Attributes:
+        rows: Its sequences, in the plan's order.
+        sampled: Those of them that draw a token, in the same order.
+    """
+
+    __slots__ = ("rows", "sampled", "step")
+
+    def __init__(self, step: int, rows: list[Sequence], sampled: list[Sequence]) -> None:
+        self.step = step
+        self.rows = rows
+        self.sampled = sampled
+
+
+class Draft:
+    """A plan in the making.
+
+    Attributes:
+        singles: Sequences that compute one token and draw the next; they may still be taken out again.
+        chunks: Sequences that compute any number; until `seal`, `plan.num_tokens` speaks of them only.
+    """
+
+    __slots__ = ("chunks", "plan", "singles")
+
+    def __init__(self, step: int) -> None:
+        self.plan = StepPlan(step=step)
+        self.singles: list[Sequence] = []
+        self.chunks: list[Sequence] = []
+
+    def add_chunk(self, sequence: Sequence, num_tokens: int, *, samples: bool) -> None:
+        """Adds a sequence that computes `num_tokens`."""
+        self.chunks.append(sequence)
+        self.plan.num_tokens.append(num_tokens)
+        self.plan.samples.append(samples)
+
+    def take_back(self, sequence: Sequence) -> None:
+        """Undoes what the draft holds of a sequence that is no chunk. Its blocks are left to the caller."""
+        assert sequence.slot is not None and sequence.table is not None
+        if sequence in self.singles:
+            self.singles.remove(sequence)
+            sequence.num_tokens -= 1
+            sequence.num_computed_tokens -= 1
+            sequence.table.num_tokens -= 1
+        self.plan.new_block_ids.pop(sequence.slot, None)
+
+    def seal(self, released_slots: list[SlotIndex]) -> InFlight:
+        """Completes the plan."""
+        plan, singles = self.plan, self.singles
+        sampled = singles + [row for row, samples in zip(self.chunks, plan.samples, strict=True) if samples]
+        rows = singles + self.chunks
+        plan.num_tokens = [1] * len(singles) + plan.num_tokens
+        plan.samples = [True] * len(singles) + plan.samples
+        plan.slots = [sequence.slot for sequence in rows]  # type: ignore[misc]
+        plan.sequence_ids = [sequence.sequence_id for sequence in rows]
+        plan.released_slots = released_slots
+        return InFlight(plan.step, rows, sampled)

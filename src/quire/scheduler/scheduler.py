@@ -1,0 +1,587 @@
+"""Which tokens run next.
+
+There is no prefill and no decode. A sequence has tokens computed and tokens wanted, and every step hands out a
+budget of tokens so that computed catches up with wanted:
+
+    1. running sequences that want one token, which is all of them in the steady state,
+    2. running sequences that want more, with what is left,
+    3. waiting sequences, while budget, slots and blocks last.
+
+So a long prompt comes in chunks of whatever the others leave of the budget. A waiting sequence enters only while
+budget and blocks are left, so when all running ones have been served: at most one of them is ever behind, and no
+step has more sequences that want one token than its budget.
+
+Blocks are allocated as tokens are handed out. When they run out, `victim.py` names who gives way; its blocks can
+be reused at once, because plans execute in order.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from quire.errors import InvalidRequestError
+from quire.kvcache.block_table import BlockTable
+from quire.kvcache.manager import KVCacheManager
+from quire.scheduler import invariants
+from quire.scheduler.draft import Draft, InFlight
+from quire.scheduler.intake import error_delta, is_too_large, num_blocks_for, obstacle, too_large_message
+from quire.scheduler.queue import WaitingQueue
+from quire.scheduler.sequence import SampleGroup, Sequence
+from quire.scheduler.victim import choose_victim
+from quire.types.deltas import FinishReason, SequenceDelta
+from quire.types.ids import RequestId, SequenceId, SlotIndex
+from quire.types.plan import NewSequence, StepPlan, StepResult
+from quire.types.request import GenerationRequest
+from quire.types.stats import EngineStats
+
+logger = logging.getLogger("quire.scheduler")
+
+StopCheck = Callable[[Sequence], FinishReason | None]
+
+
+class Scheduler:
+    """Decides what each step computes, and follows what came of it.
+
+    `schedule` may be called again before the result of its last plan is known; `update` or `fail` is called once
+    per plan, in the order of the plans.
+
+    Args:
+        max_num_seqs: Sequences that hold a slot.
+        max_num_batched_tokens: Tokens that one step computes.
+        max_model_len: Prompt and answer together, in tokens.
+        policy: "fcfs" or "priority".
+        check_stop: Called after each token appended to a sequence; the reason to end it, None to go on.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache: KVCacheManager,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        policy: str = "fcfs",
+        check_stop: StopCheck,
+    ) -> None:
+        self._cache = cache
+        self._block_size = cache.block_size
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_model_len = max_model_len
+        self._by_priority = policy == "priority"
+        self._check_stop = check_stop
+        self._groups: dict[RequestId, SampleGroup] = {}
+        self._waiting = WaitingQueue()
+        # May hold sequences that have left their slot since the last `schedule`, which sorts them out.
+        self._running: list[Sequence] = []
+        self._num_held = 0
+        self._free_slots = [SlotIndex(index) for index in reversed(range(max_num_seqs))]
+        self._released_slots: list[SlotIndex] = []
+        self._in_flight: deque[InFlight] = deque()
+        self._shareable_groups: list[SampleGroup] = []
+        self._rejected: list[SequenceDelta] = []
+        self._last_step = 0
+        self._num_sequences = 0
+        self._num_finished_steps = 0
+        self._num_preemptions = 0
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+        self._num_step_tokens = 0
+        self._execute_seconds = 0.0
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether a sequence waits or runs, or a rejection has not been taken."""
+        return bool(self._groups or self._rejected)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences in a slot."""
+        return self._max_num_seqs - len(self._free_slots)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences without a slot."""
+        return len(self._waiting) + self._num_held
+
+    def sequences(self, request_id: RequestId) -> tuple[Sequence, ...]:
+        """The samples of a request that have not ended; for tests and debugging."""
+        group = self._groups.get(request_id)
+        return tuple(group.samples) if group else ()
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queues a request's samples. One that can never run ends at once; `take_rejected` tells.
+
+        Raises:
+            InvalidRequestError: A request of this id is in the engine.
+        """
+        if request.request_id in self._groups:
+            raise InvalidRequestError(f"request {request.request_id!r} is in the engine already", param="request_id")
+        group = SampleGroup()
+        for sample_index in range(request.num_samples):
+            sequence = self._make_sequence(request, sample_index, group)
+            if (delta := self._end_before_start(sequence)) is not None:
+                self._rejected.append(delta)
+            else:
+                group.samples.append(sequence)
+        if group.samples:
+            self._groups[request.request_id] = group
+            self._waiting.push(group.samples[0])
+            group.held = group.samples[1:]
+            self._num_held += len(group.held)
+
+    def abort(self, request_id: RequestId) -> None:
+        """Ends a request and frees all that it holds. Produces no delta. Unknown ids have no effect."""
+        self._rejected = [delta for delta in self._rejected if delta.request_id != request_id]
+        group = self._groups.get(request_id)
+        if group is not None:
+            for sequence in reversed(list(group.samples)):
+                self._end(sequence)
+
+    def schedule(self, now: float) -> StepPlan | None:
+        """Hands out the next step.
+
+        Args:
+            now: Seconds, on the clock of `GenerationRequest.arrival_time`.
+
+        Returns:
+            None when there is nothing to compute before the result of a plan in flight is known.
+        """
+        self._running = [sequence for sequence in self._running if sequence.slot is not None]
+        self._release_held()
+        draft = Draft(self._last_step + 1)
+        num_preemptions = self._num_preemptions
+        behind = self._hand_out_single_tokens(draft)
+        budget = self._max_num_batched_tokens - len(draft.singles)
+        for sequence in behind:
+            budget -= self._catch_up(sequence, budget, draft)
+        if num_preemptions == self._num_preemptions:
+            # Otherwise one that has just given way might enter again.
+            self._admit(draft, budget, now)
+        if not draft.singles and not draft.chunks:
+            return None
+        self._in_flight.append(draft.seal(self._released_slots))
+        self._released_slots = []
+        self._last_step = draft.plan.step
+        return draft.plan
+
+    def update(self, plan: StepPlan, result: StepResult) -> list[SequenceDelta]:
+        """Takes in what a step produced and frees what it ended.
+
+        Args:
+            plan: The oldest plan whose result was not taken in.
+            result: What came of it.
+
+        Returns:
+            One delta per sequence with something to tell. Sequences that have ended since the plan was made have not.
+        """
+        record = self._take_record(plan, result)
+        deltas = self._end_failed(record, result.failures) if result.failures else []
+        num_failed = len(deltas)
+        check_stop, block_size, logprobs = self._check_stop, self._block_size, result.logprobs
+        first_of_block = 1 % block_size
+        for sequence, token_id in zip(record.sampled, result.token_ids, strict=True):
+            if sequence.is_finished:
+                continue
+            token_ids = sequence.token_ids
+            token_ids.append(token_id)
+            delta = SequenceDelta(sequence.request_id, sequence.sample_index, [token_id])
+            deltas.append(delta)
+            if not sequence.is_reported:
+                _introduce(sequence, delta)
+            if logprobs and sequence.sequence_id in logprobs:
+                delta.logprobs.append(logprobs[sequence.sequence_id])
+            reason = check_stop(sequence)
+            if reason is not None:
+                self._stop(sequence, reason, delta)
+            elif len(token_ids) % block_size == first_of_block and sequence.table is not None:
+                self._cache.commit(sequence.table, token_ids, len(token_ids) - 1)
+        self._num_generated_tokens += len(deltas) - num_failed
+        if result.prompt_logprobs:
+            self._attach_prompt_logprobs(record, result, deltas)
+        return deltas
+
+    def fail(self, plan: StepPlan, message: str) -> list[SequenceDelta]:
+        """Ends the sequences of a step that could not be run, and forgets the prefix cache.
+
+        Sequences of later plans that have reused what this step should have computed start again.
+
+        Args:
+            plan: The oldest plan whose result was not taken in.
+            message: For the user; without paths or traces.
+        """
+        record = self._take_record(plan, None)
+        deltas = [self._end_with_error(sequence, message) for sequence in record.rows if not sequence.is_finished]
+        self._forget_computed(self._in_flight, plan.step + 1)
+        return deltas
+
+    def take_rejected(self) -> list[SequenceDelta]:
+        """The ends of sequences that no step will tell of: those that cannot run, and replays that had ended."""
+        rejected, self._rejected = self._rejected, []
+        return rejected
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets the content of all blocks that no sequence refers to."""
+        self._cache.reset_prefix_cache()
+
+    def statistics(self) -> EngineStats:
+        """A snapshot after the last `update`."""
+        return EngineStats(
+            step=self._num_finished_steps,
+            num_running=self.num_running,
+            num_waiting=self.num_waiting,
+            num_preemptions=self._num_preemptions,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_step_tokens=self._num_step_tokens,
+            execute_seconds=self._execute_seconds,
+            cache=self._cache.statistics(),
+        )
+
+    def _make_sequence(self, request: GenerationRequest, sample_index: int, group: SampleGroup) -> Sequence:
+        sequence_id = self._next_sequence_id()
+        return Sequence(
+            request,
+            sample_index,
+            sequence_id=sequence_id,
+            rank=(request.priority if self._by_priority else 0, sequence_id),
+            group=group,
+            max_model_len=self._max_model_len,
+        )
+
+    def _next_sequence_id(self) -> SequenceId:
+        self._num_sequences += 1
+        return SequenceId(self._num_sequences)
+
+    def _end_before_start(self, sequence: Sequence) -> SequenceDelta | None:
+        """The end of a sequence that has nothing to compute or never could."""
+        if sequence.num_output_tokens and (reason := self._check_stop(sequence)) is not None:
+            return SequenceDelta(sequence.request_id, sequence.sample_index, finish_reason=reason)
+        message = obstacle(sequence, self._cache, self._max_model_len)
+        return None if message is None else error_delta(sequence, message)
+
+    def _release_held(self) -> None:
+        """Lets samples wait for a slot whose prompt another one has computed in an earlier plan."""
+        for group in self._shareable_groups:
+            for sequence in group.held:
+                self._waiting.push(sequence)
+            self._num_held -= len(group.held)
+            group.held = []
+        self._shareable_groups.clear()
+
+    def _hand_out_single_tokens(self, draft: Draft) -> list[Sequence]:
+        """Serves the sequences that want one token; returns the running ones that want more.
+
+        Written for speed: in the steady state this loop is what `schedule` does.
+        """
+        singles = draft.singles
+        behind: list[Sequence] = []
+        growing: list[Sequence] = []
+        for sequence in self._running:
+            num_tokens = sequence.num_tokens
+            computed = sequence.num_computed_tokens
+            if num_tokens - computed != 1 or computed < sequence.num_prompt_tokens:
+                behind.append(sequence)
+                continue
+            if num_tokens >= sequence.max_num_tokens:
+                continue
+            table: BlockTable = sequence.table  # type: ignore[assignment]
+            if num_tokens > table.capacity:
+                growing.append(sequence)
+            sequence.num_computed_tokens = table.num_tokens = num_tokens
+            sequence.num_tokens = num_tokens + 1
+            singles.append(sequence)
+        if growing:
+            self._grow_singles(growing, draft)
+        return behind
+
+    def _grow_singles(self, growing: list[Sequence], draft: Draft) -> None:
+        for sequence in growing:
+            if sequence.slot is None:
+                continue
+            assert sequence.table is not None
+            while (block_ids := self._cache.grow(sequence.table, sequence.num_computed_tokens)) is None:
+                victim = choose_victim(self._running)
+                if victim is None:
+                    self._give_up(sequence, draft)
+                    break
+                self._preempt(victim, draft)
+                if victim is sequence:
+                    break
+            else:
+                draft.plan.new_block_ids[sequence.slot] = block_ids
+
+    def _catch_up(self, sequence: Sequence, budget: int, draft: Draft) -> int:
+        """Gives a running sequence as many tokens as it wants and budget and blocks allow; returns how many.
+
+        Without blocks it waits for others to end, unless it is the first in rank, for which others give way.
+        """
+        if budget <= 0 or sequence.slot is None:
+            return 0
+        table = sequence.table
+        assert table is not None
+        computed = sequence.num_computed_tokens
+        while (room := table.capacity + self._cache.num_free_blocks * self._block_size - computed) <= 0:
+            if sequence.rank != min(other.rank for other in self._running if other.slot is not None):
+                return 0
+            victim = choose_victim(self._running)
+            assert victim is not None, "a sequence alone lacks blocks that were counted when it entered"
+            self._preempt(victim, draft)
+        num_tokens = min(sequence.num_tokens - computed, budget, room)
+        block_ids = self._cache.grow(table, computed + num_tokens)
+        assert block_ids is not None, "the cache has fewer blocks than it said"
+        if block_ids:
+            draft.plan.new_block_ids[sequence.slot] = block_ids
+        self._add_chunk(sequence, num_tokens, draft)
+        return num_tokens
+
+    def _admit(self, draft: Draft, budget: int, now: float) -> None:
+        """Lets waiting sequences enter, in order, until the first that cannot."""
+        while budget > 0 and self._free_slots and (sequence := self._waiting.peek()) is not None:
+            if is_too_large(sequence, self._cache):
+                self._reject_too_large(sequence)
+                continue
+            if sequence.num_pending or not self._take_table(sequence, draft.plan):
+                return
+            self._waiting.pop()
+            budget -= self._enter(sequence, budget, draft, now)
+
+    def _take_table(self, sequence: Sequence, plan: StepPlan) -> bool:
+        """Gives a sequence a table with what it can reuse, if all that it is known to need fits besides."""
+        cache = self._cache
+        num_free_before = cache.num_free_blocks
+        if self.num_running and num_free_before < sequence.num_blocks_needed:
+            return False
+        source = self._fork_source(sequence)
+        if source is not None:
+            assert source.table is not None
+            forked = cache.fork(source.table, sequence.num_prompt_tokens - 1)
+            if forked is None:
+                return False
+            (table, copies), num_reused = forked, sequence.num_prompt_tokens - 1
+        else:
+            request = sequence.request
+            table, num_reused = cache.open(
+                sequence.token_ids, salt=request.cache_salt, adapter=request.adapter, read_cache=sequence.reads_cache
+            )
+            copies = []
+        # A block for each that runs is left free: entering now and being preempted soon would cost more.
+        num_missing = num_blocks_for(sequence, cache) - len(table.block_ids) + self.num_running
+        if num_missing > cache.num_free_blocks:
+            # Remembered, so that a long prompt is not looked up in vain in every step.
+            sequence.num_blocks_needed = num_missing + num_free_before - cache.num_free_blocks
+            cache.close(table)
+            return False
+        sequence.table, sequence.num_reused_tokens = table, num_reused
+        plan.block_copies += copies
+        return True
+
+    def _fork_source(self, sequence: Sequence) -> Sequence | None:
+        """Another sample of the request, in a slot, whose prompt an earlier plan has computed."""
+        if not sequence.reads_cache or (sequence.num_preemptions and self._cache.enable_prefix_caching):
+            # In the second case its own outputs may be in the cache as well.
+            return None
+        for other in sequence.group.samples:
+            if other.slot is not None and 0 < other.shareable_after_step <= self._last_step:
+                return other
+        return None
+
+    def _enter(self, sequence: Sequence, budget: int, draft: Draft, now: float) -> int:
+        """Puts a sequence with a table into a slot and hands it its first tokens; returns how many."""
+        plan, table = draft.plan, sequence.table
+        assert table is not None
+        slot = sequence.slot = self._free_slots.pop()
+        sequence.entered_step = plan.step
+        sequence.num_computed_tokens = num_reused = sequence.num_reused_tokens
+        if sequence.queue_seconds is None:
+            sequence.queue_seconds = now - sequence.request.arrival_time
+            sequence.num_cached_tokens = min(num_reused, sequence.num_prompt_tokens)
+        num_tokens = min(sequence.num_tokens - num_reused, budget)
+        grown = self._cache.grow(table, num_reused + num_tokens)
+        assert grown is not None, "the cache has fewer blocks than it said"
+        plan.new_sequences.append(
+            NewSequence(
+                sequence_id=sequence.sequence_id,
+                slot=slot,
+                token_ids=list(sequence.token_ids),
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                num_computed_tokens=num_reused,
+                block_ids=list(table.block_ids),
+                sampling=sequence.sampling,
+                seed=sequence.seed,
+                sample_index=sequence.sample_index,
+                stop_token_ids=sequence.stop_token_ids,
+                bad_words_token_ids=sequence.request.bad_words_token_ids,
+            )
+        )
+        self._running.append(sequence)
+        self._add_chunk(sequence, num_tokens, draft)
+        return num_tokens
+
+    def _add_chunk(self, sequence: Sequence, num_tokens: int, draft: Draft) -> None:
+        """Hands out tokens for which there are blocks."""
+        plan, begin = draft.plan, sequence.num_computed_tokens
+        end = sequence.num_computed_tokens = begin + num_tokens
+        assert sequence.table is not None
+        self._cache.commit(sequence.table, sequence.token_ids, end)
+        num_prompt_tokens = sequence.num_prompt_tokens
+        num_uncounted = min(end, num_prompt_tokens) - sequence.num_counted_prompt_tokens
+        if num_uncounted > 0:
+            self._num_prompt_tokens += num_uncounted
+            sequence.num_counted_prompt_tokens += num_uncounted
+        if sequence.num_prompt_logprobs and begin < num_prompt_tokens:
+            sequence.chunk_starts[plan.step] = begin
+        if not sequence.shareable_after_step and end >= num_prompt_tokens - 1:
+            sequence.shareable_after_step = plan.step
+            if sequence.group.held:
+                self._shareable_groups.append(sequence.group)
+        samples = end == sequence.num_tokens
+        if samples:
+            sequence.num_tokens += 1
+        draft.add_chunk(sequence, num_tokens, samples=samples)
+
+    def _preempt(self, sequence: Sequence, draft: Draft) -> None:
+        """Takes a running sequence out of its slot, and of the draft, and lets it wait."""
+        draft.take_back(sequence)
+        self._leave_slot(sequence, keep_content=True)
+        sequence.num_preemptions += 1
+        self._num_preemptions += 1
+        self._waiting.push(sequence)
+
+    def _give_up(self, sequence: Sequence, draft: Draft) -> None:
+        """Ends a sequence that does not fit although it is alone; not before it is known to need more."""
+        draft.take_back(sequence)
+        if not sequence.num_pending:
+            self._reject_too_large(sequence)
+
+    def _leave_slot(self, sequence: Sequence, *, keep_content: bool) -> None:
+        slot, table = sequence.slot, sequence.table
+        assert slot is not None and table is not None
+        if keep_content:
+            num_known = min(sequence.num_computed_tokens, len(sequence.token_ids))
+            self._cache.commit(table, sequence.token_ids, num_known)
+        self._cache.close(table)
+        self._released_slots.append(slot)
+        self._free_slots.append(slot)
+        sequence.slot = sequence.table = None
+        sequence.num_computed_tokens = 0
+        sequence.shareable_after_step = 0
+        sequence.num_blocks_needed = 0
+
+    def _end(self, sequence: Sequence, *, keep_content: bool = True) -> None:
+        """Frees all that a sequence holds. Results in flight for it will be ignored."""
+        group = sequence.group
+        sequence.is_finished = True
+        group.samples.remove(sequence)
+        if sequence.slot is not None:
+            self._leave_slot(sequence, keep_content=keep_content)
+        elif sequence in group.held:
+            group.held.remove(sequence)
+            self._num_held -= 1
+        else:
+            self._waiting.drop(sequence)
+        if not group.samples:
+            del self._groups[sequence.request_id]
+        elif len(group.held) == len(group.samples):
+            self._waiting.push(group.held.pop(0))
+            self._num_held -= 1
+
+    def _end_with_error(self, sequence: Sequence, message: str) -> SequenceDelta:
+        """Ends a sequence and keeps nothing of what it computed."""
+        self._end(sequence, keep_content=False)
+        return error_delta(sequence, message)
+
+    def _reject_too_large(self, sequence: Sequence) -> None:
+        self._rejected.append(self._end_with_error(sequence, too_large_message(sequence, self._cache)))
+
+    def _stop(self, sequence: Sequence, reason: FinishReason, delta: SequenceDelta) -> None:
+        delta.finish_reason = reason
+        token_id = sequence.token_ids[-1]
+        if reason is FinishReason.STOP and token_id not in sequence.request.eos_token_ids:
+            delta.stop_token_id = token_id
+        self._end(sequence)
+
+    def _restart(self, sequence: Sequence) -> None:
+        """Replaces a sequence by one that has computed nothing, so that results in flight are ignored."""
+        fresh = sequence.restarted(self._next_sequence_id())
+        samples = sequence.group.samples
+        samples[samples.index(sequence)] = fresh
+        sequence.is_finished = True
+        if sequence.slot is not None:
+            self._leave_slot(sequence, keep_content=False)
+        else:
+            self._waiting.drop(sequence)
+        self._waiting.push(fresh)
+
+    def _take_record(self, plan: StepPlan, result: StepResult | None) -> InFlight:
+        record = self._in_flight.popleft()
+        assert record.step == plan.step, f"result of step {plan.step} before that of step {record.step}"
+        self._num_finished_steps += 1
+        self._num_step_tokens = sum(plan.num_tokens)
+        if result is not None:
+            assert result.step == plan.step, f"result of step {result.step} for plan {plan.step}"
+            self._execute_seconds = result.execute_seconds
+        return record
+
+    def _end_failed(self, record: InFlight, failures: dict[SequenceId, str]) -> list[SequenceDelta]:
+        deltas = []
+        for sequence in record.rows:
+            text = failures.get(sequence.sequence_id)
+            if text is not None and not sequence.is_finished:
+                logger.warning("request %s, sample %d failed: %s", sequence.request_id, sequence.sample_index, text)
+                deltas.append(self._end_with_error(sequence, "the model could not compute this answer"))
+        self._forget_computed([record, *self._in_flight], record.step)
+        return deltas
+
+    def _forget_computed(self, records: Iterable[InFlight], since_step: int) -> None:
+        """Drops cached content that may be wrong, and restarts what entered upon it in `since_step` or later."""
+        suspects = {
+            sequence: None
+            for record in records
+            for sequence in record.rows
+            if sequence.entered_step >= since_step and sequence.num_reused_tokens and not sequence.is_finished
+        }
+        for sequence in suspects:
+            self._restart(sequence)
+        self._cache.reset_prefix_cache()
+
+    def _attach_prompt_logprobs(self, record: InFlight, result: StepResult, deltas: list[SequenceDelta]) -> None:
+        """Adds the positions that were not sent before: a preempted prompt computes some of them again."""
+        first_samples = {delta.request_id: delta for delta in deltas if delta.sample_index == 0}
+        for sequence in record.rows:
+            begin = sequence.chunk_starts.pop(record.step, None)
+            delta = first_samples.get(sequence.request_id)
+            if begin is None or (sequence.is_finished and delta is None):
+                continue
+            entries = result.prompt_logprobs.get(sequence.sequence_id, [])[sequence.num_sent_prompt_logprobs - begin :]
+            if not entries:
+                continue
+            sequence.num_sent_prompt_logprobs += len(entries)
+            if delta is None:
+                delta = SequenceDelta(sequence.request_id, sequence.sample_index)
+                _introduce(sequence, delta)
+                deltas.append(delta)
+            delta.prompt_logprobs += entries
+
+    def check_invariants(self) -> None:
+        """Asserts that sequences, slots, blocks and counters agree. O(everything)."""
+        running = [sequence for sequence in self._running if sequence.slot is not None]
+        waiting = list(self._waiting)
+        invariants.check_slots(running, self._free_slots, self._max_num_seqs)
+        invariants.check_places(self._groups.values(), running, waiting)
+        invariants.check_budget(running, self._max_num_batched_tokens)
+        for group in self._groups.values():
+            for sequence in group.samples:
+                invariants.check_sequence(sequence, self._in_flight)
+        assert self._num_held == sum(len(group.held) for group in self._groups.values()), "held samples are miscounted"
+        if not running:
+            assert self._cache.num_free_blocks == self._cache.num_blocks, "blocks leaked"
+        self._waiting.check_invariants()
+        self._cache.check_invariants()
+
+
+def _introduce(sequence: Sequence, delta: SequenceDelta) -> None:
+    """Adds what the first delta of a sample carries."""
+    sequence.is_reported = True
+    delta.num_cached_tokens = sequence.num_cached_tokens
+    delta.queue_seconds = sequence.queue_seconds
