@@ -1,0 +1,259 @@
+"""Who reads which slots in a step: worked out once, used by every layer.
+
+Sequences with one query (decoding) are put into groups of similar length, whose keys are gathered side by side and
+padded to the longest. Padding points at a slot of the same sequence, so that stale slots are never read. All other
+sequences are cut into tiles of consecutive queries, each with three ranges of keys:
+
+    positions      ... | edge | far | near |        near: the tile's own tokens, causal
+                                                    far:  every query of the tile sees all of it
+                                                    edge: a sliding window leaves it behind query by query
+
+Near and edge are computed together under one mask, far in pieces of bounded size; the partial results are merged.
+So memory does not grow with the context.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+# Keys gathered at a time: large enough to amortise a call, small enough to stay in the cache between gather and use.
+GROUP_BYTES = 4 * 2**20
+PIECE_BYTES = 16 * 2**20
+WINDOW_TILE_QUERIES = 512
+
+
+@dataclass(slots=True)
+class DecodeGroup:
+    """B sequences with one query each, their keys padded to L.
+
+    Attributes:
+        rows: [B] int64, their rows on the flat axis; None if they are all rows in order.
+        slots: [B * L] int64.
+        mask: [B, 1, 1, L], 0 or -inf, of the queries' dtype; None where nothing is padded.
+        keys: [B * L, H_kv * D] buffer; shared between groups and layers.
+        values: The same for values.
+    """
+
+    num_sequences: int
+    num_keys: int
+    rows: torch.Tensor | None
+    slots: torch.Tensor
+    mask: torch.Tensor | None
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(slots=True)
+class Tile:
+    """Consecutive queries of one sequence.
+
+    Attributes:
+        first_row: Where the queries stand on the flat axis.
+        near_slots: [L] int64; slots of edge and near.
+        mask: [num_queries, L], 0 or -inf, of the queries' dtype; None for plain causal, with L = num_queries.
+        far_slots: Pieces of the far range, each [<= piece] int64.
+    """
+
+    first_row: int
+    num_queries: int
+    near_slots: torch.Tensor
+    mask: torch.Tensor | None
+    far_slots: tuple[torch.Tensor, ...]
+
+
+@dataclass(slots=True)
+class WindowPlan:
+    """What layers with one size of sliding window do."""
+
+    groups: list[DecodeGroup]
+    tiles: list[Tile]
+
+
+@dataclass(slots=True)
+class AttentionMetadata:
+    """A step's plan for every size of sliding window.
+
+    Attributes:
+        keys: [rows, H_kv * D] buffer for gathered keys of the caches' number format.
+        values: The same for values.
+    """
+
+    num_tokens: int
+    by_window: dict[int | None, WindowPlan]
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(slots=True)
+class _Step:
+    """The sequences of a step; row: where each starts on the flat axis."""
+
+    query_lengths: Sequence[int]
+    context_lengths: Sequence[int]
+    first_rows: list[int]
+    block_tables: torch.Tensor
+    block_size: int
+    key_bytes: int
+    dtype: torch.dtype
+
+    @property
+    def piece_keys(self) -> int:
+        return max(1, PIECE_BYTES // self.key_bytes)
+
+
+@dataclass(slots=True)
+class _GroupDraft:
+    """Sequences of a group before its tensors exist; the longest first."""
+
+    sequences: list[int]
+    lengths: list[int]
+
+
+def make_plan(
+    query_lengths: Sequence[int],
+    context_lengths: Sequence[int],
+    block_tables: torch.Tensor,
+    key_cache: torch.Tensor,
+    *,
+    dtype: torch.dtype,
+    sliding_windows: Sequence[int | None],
+) -> AttentionMetadata:
+    """See `quire.kernels.paged_attention.prepare`."""
+    block_size, num_kv_heads, head_dim = key_cache.shape[1:]
+    width = num_kv_heads * head_dim
+    ends = list(itertools.accumulate(query_lengths))
+    first_rows = [end - length for end, length in zip(ends, query_lengths, strict=True)]
+    step = _Step(
+        query_lengths, context_lengths, first_rows, block_tables, block_size, width * key_cache.itemsize, dtype
+    )
+    longest = max(context_lengths, default=0)
+    effective = {window: window if window is not None and window < longest else None for window in sliding_windows}
+    drafts = {window: list(_draft_groups(step, window)) for window in set(effective.values())}
+    tiles = {window: list(_make_tiles(step, window)) for window in drafts}
+    num_rows = max(
+        (
+            *(len(draft.sequences) * draft.lengths[0] for group in drafts.values() for draft in group),
+            *(len(slots) for group in tiles.values() for tile in group for slots in (tile.near_slots, *tile.far_slots)),
+        ),
+        default=0,
+    )
+    keys, values = torch.empty((2, num_rows, width), dtype=key_cache.dtype).unbind()
+    plans = {
+        window: WindowPlan([_make_group(step, draft, keys, values) for draft in drafts[window]], tiles[window])
+        for window in drafts
+    }
+    by_window = {window: plans[effective[window]] for window in effective}
+    return AttentionMetadata(ends[-1] if ends else 0, by_window, keys, values)
+
+
+def _draft_groups(step: _Step, window: int | None) -> Iterator[_GroupDraft]:
+    """Groups of decoding sequences, by falling length: at most a quarter of a row is padding."""
+    lengths = {
+        sequence: _decode_length(step.context_lengths[sequence], window)
+        for sequence, num_queries in enumerate(step.query_lengths)
+        if num_queries == 1
+    }
+    draft = _GroupDraft([], [])
+    for sequence in sorted(lengths, key=lengths.__getitem__, reverse=True):
+        length = lengths[sequence]
+        if length > step.piece_keys:
+            continue
+        longest = draft.lengths[0] if draft.lengths else length
+        is_full = (len(draft.lengths) + 1) * longest * step.key_bytes > GROUP_BYTES
+        if draft.lengths and (is_full or length < 0.75 * longest):
+            yield draft
+            draft = _GroupDraft([], [])
+        draft.sequences.append(sequence)
+        draft.lengths.append(length)
+    if draft.lengths:
+        yield draft
+
+
+def _decode_length(context_length: int, window: int | None) -> int:
+    return context_length if window is None else min(context_length, window)
+
+
+def _make_group(step: _Step, draft: _GroupDraft, keys: torch.Tensor, values: torch.Tensor) -> DecodeGroup:
+    order = sorted(range(len(draft.sequences)), key=draft.sequences.__getitem__)
+    sequences = torch.tensor([draft.sequences[i] for i in order])
+    lengths = torch.tensor([draft.lengths[i] for i in order])
+    num_sequences, num_keys = len(order), draft.lengths[0]
+    ends = torch.tensor([step.context_lengths[draft.sequences[i]] for i in order])
+    offsets = torch.arange(num_keys)
+    positions = torch.minimum((ends - lengths).unsqueeze(1) + offsets, (ends - 1).unsqueeze(1))
+    blocks = step.block_tables[sequences].gather(1, positions // step.block_size).to(torch.int64)
+    slots = (blocks * step.block_size + positions % step.block_size).view(-1)
+    rows = torch.tensor([step.first_rows[draft.sequences[i]] for i in order])
+    is_whole_step = num_sequences == len(step.query_lengths)
+    num_rows = num_sequences * num_keys
+    return DecodeGroup(
+        num_sequences=num_sequences,
+        num_keys=num_keys,
+        rows=None if is_whole_step else rows,
+        slots=slots,
+        mask=_length_mask(lengths, num_keys, step.dtype) if draft.lengths[-1] < num_keys else None,
+        keys=keys[:num_rows],
+        values=values[:num_rows],
+    )
+
+
+def _length_mask(lengths: torch.Tensor, num_keys: int, dtype: torch.dtype) -> torch.Tensor:
+    """0 for the first `lengths[b]` keys of row b, -inf behind, [B, 1, 1, L]."""
+    is_padding = torch.arange(num_keys) >= lengths.unsqueeze(1)
+    return torch.zeros(is_padding.shape, dtype=dtype).masked_fill_(is_padding, float("-inf"))[:, None, None, :]
+
+
+def _make_tiles(step: _Step, window: int | None) -> Iterator[Tile]:
+    masks: dict[tuple[int, ...], torch.Tensor] = {}
+    for sequence, (num_queries, end) in enumerate(zip(step.query_lengths, step.context_lengths, strict=True)):
+        if num_queries == 1 and _decode_length(end, window) <= step.piece_keys:
+            continue
+        slots = _sequence_slots(step, sequence)
+        start = end - num_queries
+        first_row = step.first_rows[sequence] - start
+        reach = window if window is not None and window < end else None
+        size = num_queries if reach is None else WINDOW_TILE_QUERIES
+        for first in range(start, end, size):
+            last = min(first + size, end)
+            yield _make_tile(step, slots, first_row + first, first, last, reach, masks)
+
+
+def _sequence_slots(step: _Step, sequence: int) -> torch.Tensor:
+    """Slot of every position of a sequence, [context length] int64."""
+    num_tokens = step.context_lengths[sequence]
+    num_blocks = -(-num_tokens // step.block_size)
+    blocks = step.block_tables[sequence, :num_blocks].to(torch.int64)
+    return (blocks.unsqueeze(1) * step.block_size + torch.arange(step.block_size)).view(-1)[:num_tokens]
+
+
+def _make_tile(
+    step: _Step,
+    slots: torch.Tensor,
+    first_row: int,
+    first: int,
+    end: int,
+    window: int | None,
+    masks: dict[tuple[int, ...], torch.Tensor],
+) -> Tile:
+    """The tile of the queries at the positions [first, end) of a sequence with the given slots."""
+    edge_start = 0 if window is None else max(0, first - window + 1)
+    far_start = 0 if window is None else min(max(edge_start, end - window), first)
+    near_slots, mask = slots[first:end], None
+    if window is not None and (edge_start < far_start or end - first > window):
+        near_slots = torch.cat((slots[edge_start:far_start], near_slots))
+        shape = (end - first, first - edge_start, first - far_start, window)
+        if shape not in masks:
+            masks[shape] = _window_mask(*shape, step.dtype)
+        mask = masks[shape]
+    far_slots = torch.split(slots[far_start:first], step.piece_keys) if far_start < first else ()
+    return Tile(first_row, end - first, near_slots, mask, tuple(far_slots))
+
+
+def _window_mask(num_queries: int, edge_back: int, far_back: int, window: int, dtype: torch.dtype) -> torch.Tensor:
+    """Mask over edge and near; the edge is `edge_back` to `far_back` positions before the first query."""
+    queries = torch.arange(num_queries).unsqueeze(1)
+    keys = torch.cat((torch.arange(-edge_back, -far_back), torch.arange(num_queries)))
+    is_hidden = (keys > queries) | (keys <= queries - window)
+    return torch.zeros(is_hidden.shape, dtype=dtype).masked_fill_(is_hidden, float("-inf"))

@@ -1,0 +1,139 @@
+"""Paged attention in torch: gather keys and values into a small buffer, then fused dense attention.
+
+The query heads that share a key head stand on the query axis (decoding) or on a broadcast head axis (tiles), so keys
+and values are never repeated in memory.
+"""
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from quire.kernels.paged_attention.plan import AttentionMetadata, DecodeGroup, Tile, make_plan
+
+prepare = make_plan
+
+
+def write_kv(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    """See `quire.kernels.paged_attention.write_kv`."""
+    if key.dtype != key_cache.dtype:
+        key, value = key.to(key_cache.dtype), value.to(value_cache.dtype)
+    shape = (-1, *key_cache.shape[2:])
+    key_cache.view(shape).index_copy_(0, slot_mapping, key)
+    value_cache.view(shape).index_copy_(0, slot_mapping, value)
+
+
+def attend(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    metadata: AttentionMetadata,
+    scale: float,
+    sliding_window: int | None = None,
+) -> torch.Tensor:
+    """See `quire.kernels.paged_attention.attend`."""
+    plan = metadata.by_window[sliding_window]
+    num_kv_heads = key_cache.shape[2]
+    width = num_kv_heads * key_cache.shape[3]
+    key_rows, value_rows = key_cache.view(-1, width), value_cache.view(-1, width)
+    output = torch.empty(query.shape, dtype=query.dtype)
+    for group in plan.groups:
+        _attend_group(query, key_rows, value_rows, num_kv_heads, group, scale, output)
+    for tile in plan.tiles:
+        _attend_tile(query, key_rows, value_rows, num_kv_heads, tile, metadata, scale, output)
+    return output
+
+
+def _attend_group(
+    query: torch.Tensor,
+    key_rows: torch.Tensor,
+    value_rows: torch.Tensor,
+    num_kv_heads: int,
+    group: DecodeGroup,
+    scale: float,
+    output: torch.Tensor,
+) -> None:
+    """Fills in the output rows of a group of single queries."""
+    if group.rows is not None:
+        query = query.index_select(0, group.rows)
+    num_heads, head_dim = query.shape[1:]
+    grouped = (group.num_sequences, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    shape = (group.num_sequences, group.num_keys, num_kv_heads, head_dim)
+    keys = torch.index_select(key_rows, 0, group.slots, out=group.keys).view(shape)
+    values = torch.index_select(value_rows, 0, group.slots, out=group.values).view(shape)
+    if keys.dtype != query.dtype:
+        keys, values = keys.to(query.dtype), values.to(query.dtype)
+    attended = scaled_dot_product_attention(
+        query.view(grouped), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=group.mask, scale=scale
+    )
+    if group.rows is None:
+        output.view(grouped).copy_(attended)
+    else:
+        output.index_copy_(0, group.rows, attended.reshape(query.shape))
+
+
+def _attend_tile(
+    query: torch.Tensor,
+    key_rows: torch.Tensor,
+    value_rows: torch.Tensor,
+    num_kv_heads: int,
+    tile: Tile,
+    metadata: AttentionMetadata,
+    scale: float,
+    output: torch.Tensor,
+) -> None:
+    """Fills in the output rows of a tile of consecutive queries."""
+    rows = slice(tile.first_row, tile.first_row + tile.num_queries)
+    heads = (tile.num_queries, num_kv_heads, query.shape[1] // num_kv_heads, query.shape[2])
+    tile_query = query[rows].view(heads).permute(1, 2, 0, 3)
+    near_keys, near_values = _gather(key_rows, value_rows, tile.near_slots, tile_query, metadata)
+    if not tile.far_slots:
+        attended = scaled_dot_product_attention(
+            tile_query, near_keys, near_values, attn_mask=tile.mask, is_causal=tile.mask is None, scale=scale
+        )
+    else:
+        attended, log_sum = _partial_attention(tile_query, near_keys, near_values, tile.mask is None, tile.mask, scale)
+        attended = attended.float()
+        for slots in tile.far_slots:
+            far_keys, far_values = _gather(key_rows, value_rows, slots, tile_query, metadata)
+            further, further_log_sum = _partial_attention(tile_query, far_keys, far_values, False, None, scale)
+            attended.lerp_(further.float(), torch.sigmoid(further_log_sum - log_sum).unsqueeze_(-1))
+            log_sum = torch.logaddexp(log_sum, further_log_sum)
+    output[rows].view(heads).copy_(attended.permute(2, 0, 1, 3))
+
+
+def _gather(
+    key_rows: torch.Tensor,
+    value_rows: torch.Tensor,
+    slots: torch.Tensor,
+    tile_query: torch.Tensor,
+    metadata: AttentionMetadata,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values at `slots` [L], each [H_kv, G, L, D] where the axis G takes no memory."""
+    num_kv_heads, group_size, _, head_dim = tile_query.shape
+    keys = torch.index_select(key_rows, 0, slots, out=metadata.keys[: len(slots)]).to(tile_query.dtype)
+    values = torch.index_select(value_rows, 0, slots, out=metadata.values[: len(slots)]).to(tile_query.dtype)
+    shape = (num_kv_heads, group_size, len(slots), head_dim)
+    return (
+        keys.view(-1, num_kv_heads, 1, head_dim).permute(1, 2, 0, 3).expand(shape),
+        values.view(-1, num_kv_heads, 1, head_dim).permute(1, 2, 0, 3).expand(shape),
+    )
+
+
+def _partial_attention(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    is_causal: bool,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over some of the keys and the logarithm of its softmax denominator, [H_kv, G, T] float32."""
+    attended, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, keys, values, 0.0, is_causal, attn_mask=mask, scale=scale
+    )
+    return attended, log_sum

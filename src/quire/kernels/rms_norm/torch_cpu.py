@@ -1,0 +1,12 @@
+"""RMS norm in few passes over memory; `torch.nn.functional.rms_norm` on a CPU is a chain of unfused operations."""
+
+import torch
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float, update: torch.Tensor | None = None) -> torch.Tensor:
+    """See `quire.kernels.rms_norm.rms_norm`. Modifies x where there is an update."""
+    if update is not None:
+        x.add_(update)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return torch.mul(x, scale).mul_(weight).to(x.dtype)

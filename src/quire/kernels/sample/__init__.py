@@ -1,0 +1,37 @@
+"""Draws the next token of every row of a batch.
+
+The steps, in this order: allowed ids, excluded ids (bad words, stop tokens before `min_tokens`), logit bias,
+repetition, frequency and presence penalties, temperature, min_p, top_k, top_p, draw. A row's token depends on
+its own logits and parameters and on (seed, sample index, position), never on who shares the batch.
+
+May import: errors; torch and numpy. Read first: this file, `reference.py`, `torch_cpu.py`.
+"""
+
+import numpy as np
+import torch
+
+from quire.kernels.sample import torch_cpu
+from quire.kernels.sample.batch import LogitEdits, Penalties, SamplingBatch
+from quire.kernels.sample.logprobs import TokenLogprobs, pick_logprobs
+
+__all__ = ["LogitEdits", "Penalties", "SamplingBatch", "TokenLogprobs", "draw_tokens", "pick_logprobs"]
+
+
+def draw_tokens(logits: torch.Tensor, batch: SamplingBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Draws one token per row.
+
+    Args:
+        logits: [N, V] float32, contiguous, on the CPU. Modified where `batch` has edits or penalties.
+        batch: How each of the N rows is drawn.
+
+    Returns:
+        token_ids: [N] int64.
+        failed: [N] bool; rows whose logits hold NaN or +inf, or in which no token is left. Their token is
+            meaningless; the other rows are not affected. A logit of -inf is a token of probability 0.
+    """
+    num_rows, _ = logits.shape
+    assert logits.dtype == torch.float32 and logits.device.type == "cpu" and logits.is_contiguous(), (
+        f"logits must be contiguous float32 on the CPU, got {logits.dtype} on {logits.device}"
+    )
+    assert batch.num_rows == num_rows, f"{num_rows} rows of logits, parameters for {batch.num_rows}"
+    return torch_cpu.draw_tokens(logits, batch)

@@ -1,0 +1,55 @@
+"""Files of weights mapped into memory, read by the pages that are touched."""
+
+import contextlib
+import mmap
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from quire.checkpoint.tensor_entry import TensorEntry
+from quire.errors import CheckpointNotFoundError, CorruptCheckpointError
+
+
+class MappedFiles:
+    """Maps each file once; hands out the bytes of tensors as views, which must not be written to."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, tuple[mmap.mmap, Tensor]] = {}
+
+    def rows(self, entry: TensorEntry) -> Tensor:
+        """The tensor's bytes, uint8 [rows, bytes per row], not copied.
+
+        Raises:
+            CheckpointNotFoundError: The file is gone.
+            CorruptCheckpointError: The file has become shorter since its header was read.
+        """
+        _, file_bytes = self._map(entry.file)
+        if entry.offset + entry.num_bytes > len(file_bytes):
+            raise CorruptCheckpointError(
+                f"{entry.file}: tensor {entry.name!r} ends at byte {entry.offset + entry.num_bytes} "
+                f"of {len(file_bytes)}; the file has changed"
+            )
+        num_rows = entry.shape[0] if entry.shape else 1
+        return file_bytes[entry.offset : entry.offset + entry.num_bytes].view(num_rows, -1)
+
+    def prefetch(self, entry: TensorEntry) -> None:
+        """Asks the system to read the tensor's pages; returns at once."""
+        mapping, _ = self._map(entry.file)
+        start = entry.offset - entry.offset % mmap.PAGESIZE
+        with contextlib.suppress(OSError, ValueError):
+            mapping.madvise(mmap.MADV_WILLNEED, start, entry.offset + entry.num_bytes - start)
+
+    def _map(self, path: Path) -> tuple[mmap.mmap, Tensor]:
+        if path not in self._files:
+            try:
+                with path.open("rb") as file:
+                    mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise CheckpointNotFoundError(f"{path}: cannot be read ({error})") from error
+            with warnings.catch_warnings():
+                # torch warns that nothing keeps us from writing to memory that cannot be written to.
+                warnings.simplefilter("ignore", UserWarning)
+                self._files[path] = (mapping, torch.frombuffer(mapping, dtype=torch.uint8))
+        return self._files[path]

@@ -1,0 +1,253 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quire.kernels.sample import LogitEdits, Penalties, SamplingBatch, draw_tokens, reference
+from quire.kernels.sample.torch_cpu import apply_edits, apply_penalties
+
+
+def make_batch(rows):
+    """A batch from dicts of row parameters."""
+
+    def column(name, default, dtype):
+        return np.array([row.get(name, default) for row in rows], dtype)
+
+    return SamplingBatch(
+        temperature=column("temperature", 1.0, np.float64),
+        top_k=column("top_k", 0, np.int64),
+        top_p=column("top_p", 1.0, np.float64),
+        min_p=column("min_p", 0.0, np.float64),
+        seed=column("seed", 0, np.int64),
+        sample_index=column("sample_index", 0, np.int64),
+        position=column("position", 0, np.int64),
+    )
+
+
+def assert_drawn_as_reference(logits, row, token_id):
+    """The reference's token, or one that only a boundary within 1e-5 of the random number separates from it."""
+    if row["temperature"] == 0.0:
+        assert token_id == logits.index(max(logits))
+        return
+    limits = {name: row[name] for name in ("temperature", "top_k", "top_p", "min_p")}
+    number = reference.uniform(row["seed"], row["sample_index"], row["position"])
+    probabilities = reference.kept_probabilities(logits, **limits)
+    expected = reference.draw(probabilities, number)
+    if token_id == expected:
+        return
+    low, high = sorted((token_id, expected))
+    assert probabilities[token_id] > 0.0
+    assert sum(probabilities[low + 1 : high]) < 1e-5
+    assert abs(sum(probabilities[: low + 1]) - number) < 1e-5
+
+
+parameters = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 0.01, 0.5, 1.0, 1.7]),
+        "top_k": st.sampled_from([0, 1, 2, 7, 130, 10_000]),
+        "top_p": st.sampled_from([1.0, 0.999, 0.9, 0.5, 0.05]),
+        "min_p": st.sampled_from([0.0, 0.0, 0.03, 0.5, 1.0]),
+        "seed": st.integers(-(2**63), 2**63 - 1),
+        "sample_index": st.integers(0, 127),
+        "position": st.integers(0, 2**20),
+    }
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    rows=st.lists(parameters, min_size=1, max_size=9),
+    vocab_size=st.sampled_from([1, 2, 5, 127, 128, 129, 130, 256, 300, 1000, 5000]),
+    scale=st.sampled_from([0.0, 0.3, 3.0, 20.0]),
+    step=st.sampled_from([0.0, 0.5]),
+    noise_seed=st.integers(0, 1000),
+)
+def test_every_mix_of_parameters_draws_as_the_reference(rows, vocab_size, scale, step, noise_seed):
+    generator = torch.Generator().manual_seed(noise_seed)
+    logits = torch.randn(len(rows), vocab_size, generator=generator) * scale
+    if step:  # rounded logits tie often
+        logits = (logits / step).round() * step
+    token_ids, failed = draw_tokens(logits.clone(), make_batch(rows))
+    assert not failed.any()
+    for row, row_logits, token_id in zip(rows, logits.tolist(), token_ids.tolist(), strict=True):
+        assert_drawn_as_reference(row_logits, row, token_id)
+
+
+@pytest.mark.parametrize("vocab_size", [3, 128, 1000])
+def test_greedy_takes_the_lowest_of_equal_ids(vocab_size):
+    logits = torch.zeros(2, vocab_size)
+    logits[1, [vocab_size - 1, vocab_size - 2]] = 4.0
+    token_ids, _ = draw_tokens(logits, make_batch([{"temperature": 0.0}] * 2))
+    assert token_ids.tolist() == [0, vocab_size - 2]
+
+
+def tokens_seen(logits, **limits):
+    """Every token drawn at 400 positions."""
+    rows = [{**limits, "position": position} for position in range(400)]
+    return set(draw_tokens(logits.repeat(400, 1), make_batch(rows))[0].tolist())
+
+
+@pytest.mark.parametrize("vocab_size", [8, 500])
+def test_top_k_keeps_all_that_tie_with_the_last(vocab_size):
+    logits = torch.full((1, vocab_size), -1.0)
+    logits[0, :4] = torch.tensor([2.0, 1.0, 1.0, 1.0])
+    assert tokens_seen(logits, top_k=1) == {0}
+    assert tokens_seen(logits, top_k=2) == {0, 1, 2, 3}
+
+
+def test_top_k_ties_beyond_the_candidates_are_kept():
+    logits = torch.zeros(1, 300)
+    assert len(tokens_seen(logits, top_k=2)) > 200
+
+
+@pytest.mark.parametrize("vocab_size", [4, 400])
+def test_top_p_keeps_the_smallest_set_that_reaches_it_and_one_token_at_least(vocab_size):
+    logits = torch.full((1, vocab_size), -math.inf)
+    logits[0, :4] = torch.tensor([0.125, 0.25, 0.5, 0.125]).log()
+    assert tokens_seen(logits, top_p=1e-9) == {2}
+    assert tokens_seen(logits, top_p=0.5) == {2}
+    assert tokens_seen(logits, top_p=0.51) == {1, 2}
+    assert tokens_seen(logits, top_p=0.75) == {1, 2}
+    assert tokens_seen(logits, top_p=0.76) == {0, 1, 2}  # of the two that tie, the lower id
+    assert tokens_seen(logits, top_p=0.99) == {0, 1, 2, 3}
+
+
+def test_top_p_in_a_flat_distribution_takes_the_lowest_ids():
+    assert 240 < max(tokens_seen(torch.zeros(1, 1024), top_p=0.25)) < 256
+
+
+def test_min_p_is_relative_to_the_most_likely_token():
+    logits = torch.tensor([[1.0, 0.5, 0.26, 0.24]]).log()
+    assert tokens_seen(logits, min_p=0.25) == {0, 1, 2}
+    assert tokens_seen(logits, min_p=1.0) == {0}
+
+
+MIXES = [
+    {},
+    {"temperature": 0.7, "min_p": 0.02},
+    {"top_k": 20, "temperature": 1.3},
+    {"top_p": 0.9},
+    {"top_p": 0.95, "top_k": 40, "min_p": 0.01},
+    {"top_p": 0.9, "temperature": 2.0},
+    {"top_k": 200, "temperature": 2.0},
+]
+
+
+@pytest.mark.parametrize("limits", MIXES, ids=str)
+def test_draws_follow_the_exact_distribution(limits):
+    """Chi-square over 52,000 draws at different positions; a fixed seed, so the verdict is fixed too."""
+    num_draws, chunk = 52_000, 2_000
+    logits = torch.randn(1, 600, generator=torch.Generator().manual_seed(5)) * 3.0
+    limits = {"temperature": 1.0, **limits}
+    exact = np.array(reference.kept_probabilities(logits[0].tolist(), **limits))
+    counts = np.zeros(600)
+    for start in range(0, num_draws, chunk):
+        rows = [{**limits, "seed": 11, "position": position} for position in range(start, start + chunk)]
+        token_ids, _ = draw_tokens(logits.expand(chunk, -1).contiguous(), make_batch(rows))
+        counts += np.bincount(token_ids, minlength=600)
+    assert counts[exact == 0.0].sum() == 0
+    common = exact * num_draws >= 10
+    observed = np.append(counts[common], counts[~common].sum())
+    expected = np.append(exact[common], exact[~common].sum()) * num_draws
+    observed, expected = observed[expected > 0], expected[expected > 0]
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    freedom = len(expected) - 1
+    # The statistic has mean `freedom` and standard deviation sqrt(2 * freedom).
+    assert abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)
+
+
+def test_a_token_does_not_depend_on_who_shares_the_batch():
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(64, 5000, generator=generator) * 2
+    rows = [
+        {**MIXES[index % len(MIXES)], "seed": index * 7, "position": index, "sample_index": 3} for index in range(64)
+    ]
+    rows[9]["temperature"] = 0.0
+    together, _ = draw_tokens(logits.clone(), make_batch(rows))
+    alone = [int(draw_tokens(logits[[index]], make_batch([row]))[0][0]) for index, row in enumerate(rows)]
+    assert together.tolist() == alone
+    order = torch.randperm(64, generator=generator)
+    shuffled, _ = draw_tokens(logits[order], make_batch([rows[index] for index in order.tolist()]))
+    assert shuffled.tolist() == together[order.numpy()].tolist()
+
+
+@pytest.mark.parametrize(
+    ("bad", "is_failure"),
+    [
+        ([math.nan, 0.0, 0.0], True),
+        ([0.0, math.inf, 0.0], True),
+        ([-math.inf, -math.inf, -math.inf], True),
+        ([-math.inf, math.nan, math.inf], True),
+        ([-math.inf, 1.0, -math.inf], False),
+    ],
+)
+@pytest.mark.parametrize("limits", [{"temperature": 0.0}, *MIXES], ids=str)
+def test_a_row_that_cannot_be_drawn_fails_alone(bad, is_failure, limits):
+    good = [0.5, 2.0, -1.0]
+    rows = [{**limits, "seed": index} for index in range(3)]
+    expected, _ = draw_tokens(torch.tensor([good, good, good]), make_batch(rows))
+    token_ids, failed = draw_tokens(torch.tensor([good, bad, good]), make_batch(rows))
+    assert failed.tolist() == [False, is_failure, False]
+    assert reference.is_failed(bad) == is_failure
+    assert token_ids[[0, 2]].tolist() == expected[[0, 2]].tolist()
+    if not is_failure:
+        assert token_ids[1] == 1
+
+
+edits = st.fixed_dictionaries(
+    {
+        "allowed": st.none() | st.sets(st.integers(0, 19), min_size=1),
+        "excluded": st.sets(st.integers(0, 19), max_size=5),
+        "bias": st.dictionaries(st.integers(0, 19), st.floats(-100, 100, width=32), max_size=4),
+        "prompt_ids": st.lists(st.integers(0, 19), max_size=6),
+        "output_ids": st.lists(st.integers(0, 19), max_size=6),
+        "repetition": st.sampled_from([1.0, 1.5, 0.5]),
+        "frequency": st.sampled_from([0.0, 2.0, -0.5]),
+        "presence": st.sampled_from([0.0, 1.0, -2.0]),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(rows=st.lists(edits, min_size=1, max_size=5), noise_seed=st.integers(0, 1000))
+def test_edits_and_penalties_equal_the_reference(rows, noise_seed):
+    logits = torch.randn(len(rows), 20, generator=torch.Generator().manual_seed(noise_seed))
+    expected = torch.tensor(
+        [reference.edit_logits(values, **row) for values, row in zip(logits.tolist(), rows, strict=True)]
+    )
+    excluded = [(index, token_id) for index, row in enumerate(rows) for token_id in row["excluded"]]
+    biases = [(index, token_id, bias) for index, row in enumerate(rows) for token_id, bias in row["bias"].items()]
+    apply_edits(
+        logits,
+        LogitEdits(
+            allowed=[
+                (index, np.array(sorted(row["allowed"]), np.int64))
+                for index, row in enumerate(rows)
+                if row["allowed"] is not None
+            ],
+            excluded_rows=np.array([entry[0] for entry in excluded], np.int64),
+            excluded_ids=np.array([entry[1] for entry in excluded], np.int64),
+            bias_rows=np.array([entry[0] for entry in biases], np.int64),
+            bias_ids=np.array([entry[1] for entry in biases], np.int64),
+            biases=np.array([entry[2] for entry in biases], np.float32),
+        ),
+    )
+    occurring = [
+        (index, token_id, row["output_ids"].count(token_id), row["repetition"], row["frequency"], row["presence"])
+        for index, row in enumerate(rows)
+        for token_id in sorted(set(row["prompt_ids"]) | set(row["output_ids"]))
+    ]
+    integers = np.array([entry[:3] for entry in occurring], np.int64).reshape(-1, 3)
+    floats = np.array([entry[3:] for entry in occurring], np.float32).reshape(-1, 3)
+    apply_penalties(logits, Penalties(*integers.T, *floats.T))
+    torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-5)
+
+
+def test_a_row_without_a_token_left_fails():
+    batch = make_batch([{}, {"temperature": 0.0}])
+    batch.edits = LogitEdits(allowed=[(1, np.array([2]))], excluded_rows=np.array([1]), excluded_ids=np.array([2]))
+    _, failed = draw_tokens(torch.zeros(2, 4), batch)
+    assert failed.tolist() == [False, True]
