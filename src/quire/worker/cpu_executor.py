@@ -1,0 +1,205 @@
+"""The compute half on a CPU: loads the model, sizes the KV cache, runs plans on one thread of its own."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from quire.checkpoint.architecture import ModelArchitecture
+from quire.checkpoint.checkpoint import Checkpoint
+from quire.config.engine import EngineConfig
+from quire.errors import StepFailedError
+from quire.models.decoder import DecoderModel
+from quire.models.loading.load import load_model
+from quire.types.ids import BlockId, SequenceId, SlotIndex
+from quire.types.plan import NewSequence, StepPlan, StepResult
+from quire.types.sampling import SamplingParams
+from quire.worker import memory
+from quire.worker.dtype import dtype_name, resolve_dtype, resolve_kv_cache_dtype
+from quire.worker.kv_storage import allocate_kv_caches, block_num_bytes
+from quire.worker.memory import MemoryLedger
+from quire.worker.model_runner import ModelRunner
+from quire.worker.threads import num_usable_cpus
+
+logger = logging.getLogger("quire.worker")
+
+
+class CpuExecutor:
+    """Runs plans in the order of their submission. Implements the engine's `Executor`.
+
+    Everything of torch happens on one thread, which owns the pool of compute threads. `submit` and `wait` are
+    called from one other thread.
+
+    Args:
+        config: With `max_model_len`, `max_num_seqs` and `max_num_batched_tokens` filled in.
+        checkpoint: The opened model.
+
+    Attributes:
+        architecture: The model's.
+        memory: Who got how much memory.
+        start_seconds: What the start spent its time on.
+
+    Raises:
+        InsufficientMemoryError: Weights or KV cache do not fit.
+        CheckpointError: The weights cannot be loaded.
+    """
+
+    def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
+        self.architecture: ModelArchitecture = checkpoint.architecture
+        self.start_seconds: dict[str, float] = {}
+        self._config = config
+        self._num_threads = config.device.threads or num_usable_cpus()
+        self._thread = ThreadPoolExecutor(
+            max_workers=1,
+            thread_name_prefix="quire-worker",
+            initializer=torch.set_num_threads,
+            initargs=(self._num_threads,),
+        )
+        self._results: deque[Future[StepResult]] = deque()
+        try:
+            self._thread.submit(self._start, checkpoint).result()
+        except BaseException:
+            self.shutdown()
+            raise
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache."""
+        return self.memory.num_blocks
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per block."""
+        return self.memory.block_size
+
+    @property
+    def max_model_len(self) -> int:
+        """Prompt and answer together, in tokens."""
+        assert self._config.model.max_model_len is not None
+        return self._config.model.max_model_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the model tells apart."""
+        return self.architecture.vocab_size
+
+    @property
+    def dtype(self) -> str:
+        """Number format of weights and activations ("bfloat16")."""
+        return dtype_name(self._dtype)
+
+    def submit(self, plan: StepPlan) -> None:
+        """Hands over a plan and returns without waiting for it."""
+        self._results.append(self._thread.submit(self._execute, plan))
+
+    def wait(self) -> StepResult:
+        """Waits for the oldest plan that was submitted and not waited for.
+
+        Raises:
+            StepFailedError: The step could not be run; later plans can.
+        """
+        assert self._results, "no plan was submitted"
+        return self._results.popleft().result()
+
+    def shutdown(self) -> None:
+        """Ends the thread after the step that it runs. Plans behind that are dropped."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    @torch.inference_mode()
+    def _execute(self, plan: StepPlan) -> StepResult:
+        try:
+            return self._runner.execute(plan)
+        except Exception as error:
+            logger.exception("step %d with %d sequences failed", plan.step, len(plan.slots))
+            raise StepFailedError(
+                f"step {plan.step} with {len(plan.slots)} sequences failed: {type(error).__name__}: {error}"
+            ) from error
+
+    def _start(self, checkpoint: Checkpoint) -> None:
+        config, scheduler = self._config, self._config.scheduler
+        assert scheduler.max_num_seqs is not None and scheduler.max_num_batched_tokens is not None
+        self._dtype = resolve_dtype(config.model.dtype, checkpoint)
+        kv_dtype = resolve_kv_cache_dtype(config.cache.kv_cache_dtype, self._dtype)
+        self.memory = self._expect_memory(kv_dtype)
+        memory.check_weights_fit(self.memory)
+        with self._timed("load_weights"):
+            model = load_model(
+                checkpoint, dtype=self._dtype, progress=config.model.use_tqdm_on_load, seed=config.model.seed
+            )
+            assert isinstance(model, DecoderModel)
+            model.finish_loading()
+        with self._timed("kv_cache"):
+            self.memory = replace(self.memory, weight_bytes=model.num_weight_bytes())
+            num_blocks = memory.choose_num_blocks(
+                self.memory, config.cache, max_num_seqs=scheduler.max_num_seqs, max_model_len=self.max_model_len
+            )
+            self.memory = replace(self.memory, num_blocks=num_blocks)
+            kv_caches = allocate_kv_caches(num_blocks=num_blocks, **self._kv_geometry(kv_dtype))
+        self._runner = ModelRunner(
+            model,
+            kv_caches,
+            max_num_seqs=scheduler.max_num_seqs,
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+        )
+        with self._timed("warm_up"):
+            self._warm_up()
+        logger.info("%s on %d threads, KV cache %s", self.dtype, self._num_threads, dtype_name(kv_dtype))
+        logger.info("%s", self.memory.table())
+
+    def _expect_memory(self, kv_dtype: torch.dtype) -> MemoryLedger:
+        """The ledger before anything is loaded; weights are counted from the architecture."""
+        scheduler, cache = self._config.scheduler, self._config.cache
+        assert scheduler.max_num_seqs is not None and scheduler.max_num_batched_tokens is not None
+        return MemoryLedger(
+            available_bytes=memory.available_bytes(),
+            utilization=cache.gpu_memory_utilization,
+            weight_bytes=memory.count_parameters(self.architecture) * self._dtype.itemsize,
+            activation_bytes=memory.estimate_activation_bytes(
+                self.architecture, num_tokens=scheduler.max_num_batched_tokens, num_rows=scheduler.max_num_seqs
+            ),
+            rest_bytes=memory.resident_bytes(),
+            block_bytes=block_num_bytes(**self._kv_geometry(kv_dtype)),
+            block_size=cache.block_size,
+        )
+
+    def _kv_geometry(self, kv_dtype: torch.dtype) -> dict[str, Any]:
+        return {
+            "num_layers": self.architecture.num_hidden_layers,
+            "block_size": self._config.cache.block_size,
+            "num_kv_heads": self.architecture.num_key_value_heads,
+            "head_dim": self.architecture.head_dim,
+            "dtype": kv_dtype,
+        }
+
+    def _warm_up(self) -> None:
+        """Runs one short step, so that the first request does not pay for what torch sets up lazily."""
+        slot, sequence_id = SlotIndex(0), SequenceId(0)
+        new = NewSequence(
+            sequence_id=sequence_id,
+            slot=slot,
+            token_ids=[0],
+            num_prompt_tokens=1,
+            num_computed_tokens=0,
+            block_ids=[BlockId(0)],
+            sampling=SamplingParams(temperature=0.0),
+            seed=0,
+            sample_index=0,
+        )
+        plan = StepPlan(
+            step=0, new_sequences=[new], slots=[slot], sequence_ids=[sequence_id], num_tokens=[1], samples=[True]
+        )
+        self._execute(plan)
+        self._runner.state.vacate(slot)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.start_seconds[name] = time.perf_counter() - started

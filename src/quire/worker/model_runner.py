@@ -1,0 +1,145 @@
+"""One step on one device: applies the plan, runs the model, draws the next tokens."""
+
+import time
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from quire.kernels.sample import draw_tokens, pick_logprobs
+from quire.layers.forward_batch import ForwardBatch
+from quire.types.ids import SequenceId, SlotIndex
+from quire.types.plan import PositionLogprobs, StepPlan, StepResult
+from quire.worker.batch_state import BatchState, StepRows
+from quire.worker.forward_inputs import make_forward_batch
+from quire.worker.kv_storage import copy_blocks
+from quire.worker.prompt_logprobs import PromptSpan, clip_num_top, find_prompt_spans, score_span, to_positions
+
+_NO_TOKEN = 0
+_NOT_FINITE = "its logits hold NaN or infinity, or its parameters exclude every token"
+
+
+class Model(Protocol):
+    """What a runner needs of a model."""
+
+    def __call__(self, batch: ForwardBatch) -> torch.Tensor:
+        """Final hidden states [N, hidden] of `batch.logit_rows`. Writes keys and values into `batch.kv_caches`."""
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, hidden] -> [N, vocabulary] float32, a fresh tensor."""
+
+
+class ModelRunner:
+    """Runs plans in order on the sequences that it holds.
+
+    Args:
+        kv_caches: Per layer keys and values, each [num_blocks, block_size, num_kv_heads, head_dim].
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kv_caches: list[tuple[torch.Tensor, torch.Tensor]],
+        *,
+        max_num_seqs: int,
+        max_model_len: int,
+        vocab_size: int,
+    ) -> None:
+        self._model = model
+        self._kv_caches = kv_caches
+        self._vocab_size = vocab_size
+        self.state = BatchState(
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            block_size=kv_caches[0][0].shape[1],
+            vocab_size=vocab_size,
+        )
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Runs one plan. Modifies the state of the slots that it names and the KV cache.
+
+        When it raises, the plan's slots are empty; later plans can run.
+        """
+        started = time.perf_counter()
+        result = StepResult(step=plan.step, token_ids=[_NO_TOKEN] * sum(plan.samples))
+        try:
+            if plan.block_copies:
+                copy_blocks(self._kv_caches, plan.block_copies)
+            result.failures = self.state.apply(plan)
+            rows = self.state.select(plan, result.failures)
+            if len(rows.slots):
+                self._run(plan, rows, result)
+        except BaseException:
+            self.state.vacate_all(plan)
+            raise
+        result.execute_seconds = time.perf_counter() - started
+        return result
+
+    def _run(self, plan: StepPlan, rows: StepRows, result: StepResult) -> None:
+        """Computes the rows, then draws; fills in `result`."""
+        spans = find_prompt_spans(self.state, plan, rows, self._vocab_size)
+        last_rows = rows.num_tokens.cumsum() - 1
+        logit_rows = np.concatenate([last_rows[rows.samples], *(span.logit_rows for span in spans)])
+        hidden = self._model(make_forward_batch(self.state, rows, logit_rows, self._kv_caches))
+        self.state.advance(rows)
+        num_samples = int(rows.samples.sum())
+        if num_samples:
+            self._sample(plan, rows, hidden[:num_samples], result)
+        if spans:
+            self._score_prompts(spans, hidden[num_samples:], result)
+
+    def _sample(self, plan: StepPlan, rows: StepRows, hidden: torch.Tensor, result: StepResult) -> None:
+        """Draws the next tokens of the rows that want one; their hidden states are [N, hidden]."""
+        slots = rows.slots[rows.samples]
+        plan_indices = rows.plan_indices[rows.samples]
+        logits = self._model.compute_logits(hidden)
+        scored = self._scored_rows(slots)
+        # Before the sampler edits the logits in place.
+        logprobs = torch.log_softmax(logits[scored], dim=-1) if scored else None
+        token_ids, failed = draw_tokens(logits, self.state.sampling_batch(slots))
+        self.state.append_tokens(slots, token_ids)
+        spread = np.full(len(result.token_ids), _NO_TOKEN)
+        spread[(np.cumsum(plan.samples) - 1)[plan_indices]] = token_ids
+        result.token_ids = spread.tolist()
+        sequence_ids = [plan.sequence_ids[index] for index in plan_indices]
+        if logprobs is not None:
+            num_tops = [self._num_top(int(slots[row])) for row in scored]
+            picked = _pick_by_width(logprobs, token_ids[scored], num_tops)
+            result.logprobs = {sequence_ids[row]: entry for row, entry in zip(scored, picked, strict=True)}
+        for row in np.flatnonzero(failed).tolist():
+            self._fail(plan.slots[plan_indices[row]], sequence_ids[row], result)
+
+    def _scored_rows(self, slots: np.ndarray) -> list[int]:
+        """Rows of those slots whose log-probabilities are asked for."""
+        wanted = self.state.sampling.num_logprobs
+        return [row for row, slot in enumerate(slots.tolist()) if slot in wanted] if wanted else []
+
+    def _num_top(self, slot: int) -> int:
+        return clip_num_top(self.state.sampling.num_logprobs[slot], self._vocab_size)
+
+    def _score_prompts(self, spans: list[PromptSpan], hidden: torch.Tensor, result: StepResult) -> None:
+        """Fills in the log-probabilities of the spans; the hidden states [P, hidden] follow each other."""
+        for span in spans:
+            rows, hidden = hidden[: len(span.token_ids)], hidden[len(span.token_ids) :]
+            scored = score_span(span, rows, self._model.compute_logits, self._vocab_size)
+            if scored is None:
+                self._fail(span.slot, span.sequence_id, result)
+            else:
+                result.prompt_logprobs[span.sequence_id] = scored
+
+    def _fail(self, slot: SlotIndex, sequence_id: SequenceId, result: StepResult) -> None:
+        """Gives up one sequence; the others go on."""
+        self.state.vacate(slot)
+        result.failures[sequence_id] = _NOT_FINITE
+        result.logprobs.pop(sequence_id, None)
+        result.prompt_logprobs.pop(sequence_id, None)
+
+
+def _pick_by_width(logprobs: torch.Tensor, token_ids: np.ndarray, num_tops: list[int]) -> list[PositionLogprobs]:
+    """Entries for rows [L, V] that ask for different numbers of alternatives; each width is read in one go."""
+    picked: dict[int, PositionLogprobs] = {}
+    for num_top in sorted(set(num_tops)):
+        rows = [row for row, wanted in enumerate(num_tops) if wanted == num_top]
+        chosen = logprobs if len(rows) == len(num_tops) else logprobs[rows]
+        picked.update(zip(rows, to_positions(pick_logprobs(chosen, token_ids[rows], num_top)), strict=True))
+    return [picked[row] for row in range(len(num_tops))]
