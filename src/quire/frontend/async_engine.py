@@ -1,0 +1,330 @@
+"""One stream of outputs per request, over an engine that may be another process."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from typing import Any, Protocol
+
+from quire.engine.port import EngineInfo, EnginePort
+from quire.errors import EngineDeadError, OverloadedError, ParameterError
+from quire.frontend.admission import Admission
+from quire.frontend.chat_template import ChatPrompt
+from quire.frontend.input_processor import InputProcessor, ProcessedInput, Prompt
+from quire.frontend.processor import OutputProcessor, RequestState
+from quire.frontend.stream import OutputStream
+from quire.types.deltas import StepOutputs
+from quire.types.ids import RequestId
+from quire.types.outputs import RequestOutput
+from quire.types.request import GenerationRequest
+from quire.types.sampling import SamplingParams
+from quire.types.stats import EngineStats
+
+logger = logging.getLogger("quire.frontend")
+
+LONG_PROMPT_CHARACTERS = 16_384
+"""Prompts above this are tokenised in a thread, so that they do not delay the streams of others."""
+
+_DRAIN_RETRY_SECONDS = 10.0
+
+
+class EngineObserver(Protocol):
+    """Someone who counts what happens: metrics, logs. Methods must be quick and may not block.
+
+    One that also has the method of `TokenObserver` is told about every batch of tokens.
+    """
+
+    def on_stats(self, stats: EngineStats) -> None:
+        """The engine has finished a step."""
+
+    def on_finished(self, output: RequestOutput, request: GenerationRequest) -> None:
+        """A request has ended, in whatever way. `output` has everything that it produced."""
+
+
+class TokenObserver(EngineObserver, Protocol):
+    """An observer that also wants to know about every batch of tokens."""
+
+    def on_tokens(self, num_tokens: int, seconds: float, first: bool) -> None:
+        """Tokens of one sample came, `seconds` after its last ones, or for its `first` ones after the arrival."""
+
+
+class AsyncEngine:
+    """An engine for many callers on one event loop.
+
+    Args:
+        max_num_queued_reqs: Requests in the engine; further ones are refused.
+        observers: Told about statistics and finished requests.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        port: EnginePort,
+        input_processor: InputProcessor,
+        *,
+        max_num_queued_reqs: int = 4096,
+        observers: Iterable[EngineObserver] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.input = input_processor
+        self.port = port
+        self.observers = list(observers)
+        self.stats: EngineStats | None = None
+        self._clock = clock
+        self._admission = Admission(max_num_queued_reqs)
+        self._processor = OutputProcessor(input_processor.tokenizer, on_tokens=self._observe_tokens)
+        self._streams: dict[RequestId, OutputStream] = {}
+        self._arriving: set[str] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._draining = False
+        self._death: EngineDeadError | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._aborts: list[RequestId] = []
+        self._has_aborts = asyncio.Event()
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine has settled on."""
+        return self.port.info
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that have not ended."""
+        return len(self._streams) + len(self._arriving)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether requests can be served."""
+        return self._death is None
+
+    def check_health(self) -> None:
+        """Does nothing if requests can be served.
+
+        Raises:
+            EngineDeadError: They cannot.
+        """
+        if self._death is not None:
+            raise EngineDeadError(self._death.message, hint=self._death.hint)
+
+    def start(self) -> None:
+        """Begins to listen to the engine; needs a running event loop. `submit` does it too."""
+        if not self._tasks and self._death is None:
+            jobs = (self._receive, self._send_aborts)
+            self._tasks = [asyncio.create_task(self._run_until_death(job)) for job in jobs]
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None, **options: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """The outputs of a request, until it has ended. Leaving early, also by cancellation, ends it in the engine.
+
+        Options and errors are those of `submit` and of `OutputStream`. Nothing happens before the first iteration.
+        """
+        stream = await self.submit(prompt, params, request_id, **options)
+        try:
+            async for output in stream:
+                yield output
+        finally:
+            stream.close()
+
+    async def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        add_special_tokens: bool = True,
+        arrival_time: float | None = None,
+    ) -> OutputStream:
+        """Hands a request to the engine; the caller must iterate the stream to its end or close it.
+
+        Args:
+            prompt: Text, token ids or an object, see `InputProcessor.process`.
+            params: How to continue; default is the model's own defaults.
+            request_id: Unique among those running; default is a fresh one.
+            priority: Lower runs first under the priority policy.
+            cache_salt: Shares cached prefixes only with equal salts.
+            add_special_tokens: Put bos in front where the model is used to it.
+            arrival_time: Seconds on the host's monotonic clock; default is now.
+
+        Raises:
+            InvalidRequestError: The prompt or a parameter breaks a rule.
+            OverloadedError: Too many requests, or the engine is being shut down.
+            EngineDeadError: The engine has ended.
+        """
+        arrival_time = self._clock() if arrival_time is None else arrival_time
+        request_id = uuid.uuid4().hex if request_id is None else request_id
+        self._admit(request_id)
+        self.start()
+        try:
+            processed = await self._process(
+                prompt,
+                params,
+                request_id=request_id,
+                priority=priority,
+                cache_salt=cache_salt,
+                add_special_tokens=add_special_tokens,
+                arrival_time=arrival_time,
+            )
+            self.check_health()
+            stream = self._open_stream(processed)
+        finally:
+            self._arriving.discard(request_id)
+            self._note_idle()
+        try:
+            await self.port.add(processed.request)
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    async def encode_chat(self, messages: Any, **options: Any) -> ChatPrompt:
+        """A chat as a prompt; see `InputProcessor.encode_chat`. Runs in a thread: templates may be slow."""
+        return await asyncio.to_thread(self.input.encode_chat, messages, **options)
+
+    async def abort(self, request_ids: str | Iterable[str]) -> None:
+        """Ends requests; their streams show what they produced, with `FinishReason.ABORT`. Unknown ids are fine."""
+        ids = [request_ids] if isinstance(request_ids, str) else request_ids
+        self._abort_requests([RequestId(request_id) for request_id in ids])
+
+    async def wait_until_idle(self) -> None:
+        """Waits until every request has ended."""
+        await self._idle.wait()
+
+    async def drain(self, timeout_seconds: float) -> int:
+        """Refuses new requests and waits for the running ones; then ends those that are left.
+
+        Returns:
+            How many did not finish in time.
+        """
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_seconds)
+        except TimeoutError:
+            stragglers = list(self._streams)
+            self._abort_requests(stragglers)
+            return len(stragglers)
+        return 0
+
+    async def close(self) -> None:
+        """Ends the engine. Streams that still run raise `EngineDeadError`."""
+        self._die(EngineDeadError("the engine was shut down"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.port.close()
+
+    def _admit(self, request_id: str) -> None:
+        self.check_health()
+        if self._draining:
+            raise OverloadedError(
+                "the server is shutting down and takes no more requests", retry_after_seconds=_DRAIN_RETRY_SECONDS
+            )
+        if request_id in self._arriving or request_id in self._streams:
+            raise ParameterError("request_id", "unique among the running requests", request_id)
+        self._admission.check(self.num_requests, self._clock())
+        self._arriving.add(request_id)
+        self._idle.clear()
+
+    async def _process(self, prompt: Prompt, params: SamplingParams | None, **options: Any) -> ProcessedInput:
+        text = prompt.get("prompt") if isinstance(prompt, dict) else prompt
+        if isinstance(text, str) and len(text) > LONG_PROMPT_CHARACTERS:
+            return await asyncio.to_thread(self.input.process, prompt, params, **options)
+        return self.input.process(prompt, params, **options)
+
+    def _open_stream(self, processed: ProcessedInput) -> OutputStream:
+        state = self._processor.add(processed.request, processed.prompt, processed.params)
+        stream = self._streams[processed.request.request_id] = OutputStream(state, self._close_stream)
+        return stream
+
+    def _close_stream(self, stream: OutputStream) -> None:
+        # Its id may belong to a later request by now.
+        if self._streams.get(stream.request_id) is stream:
+            self._abort_requests([stream.request_id])
+
+    def _abort_requests(self, request_ids: Iterable[RequestId]) -> None:
+        """Ends requests here, and has them ended in the engine."""
+        states = self._processor.abort(request_ids, self._clock())
+        for state in states:
+            self._finish(state)
+        self._queue_aborts([state.request.request_id for state in states])
+
+    def _queue_aborts(self, request_ids: list[RequestId]) -> None:
+        if request_ids and self._death is None:
+            self._aborts += request_ids
+            self._has_aborts.set()
+
+    def _finish(self, state: RequestState) -> None:
+        """A request has ended: lets its stream see the end and everybody else forget it."""
+        self._admission.note_finish(self._clock())
+        self._streams.pop(state.request.request_id).notify()
+        self._note_idle()
+        for observer in self.observers:
+            _tell(observer.on_finished, state.whole(), state.request)
+
+    def _note_idle(self) -> None:
+        if self.num_requests == 0:
+            self._idle.set()
+
+    async def _run_until_death(self, job: Callable[[], Awaitable[None]]) -> None:
+        """Repeats `job`; whatever it raises is the end of the engine."""
+        try:
+            while True:
+                await job()
+        except EngineDeadError as error:
+            self._die(error)
+        except Exception as error:
+            logger.exception("the connection to the engine fails")
+            self._die(EngineDeadError(f"the connection to the engine failed: {type(error).__name__}"))
+
+    async def _receive(self) -> None:
+        for outputs in await self.port.receive():
+            self._take(outputs)
+
+    def _take(self, outputs: StepOutputs) -> None:
+        update = self._processor.update(outputs, self._clock())
+        for state in update.changed:
+            if state.finished:
+                self._finish(state)
+            elif state.shows_progress:
+                self._streams[state.request.request_id].notify()
+        self._queue_aborts(update.aborts)
+        if outputs.stats is not None:
+            self.stats = outputs.stats
+            for observer in self.observers:
+                _tell(observer.on_stats, outputs.stats)
+
+    async def _send_aborts(self) -> None:
+        await self._has_aborts.wait()
+        self._has_aborts.clear()
+        request_ids, self._aborts = self._aborts, []
+        await self.port.abort(request_ids)
+
+    def _die(self, error: EngineDeadError) -> None:
+        """Every stream learns of the engine's end, at once. Only the first cause counts."""
+        if self._death is not None:
+            return
+        self._death = error
+        lost = self._processor.fail(list(self._streams), error.message, self._clock())
+        if lost:
+            logger.error("%d requests are lost: %s", len(lost), error.message)
+        for state in lost:
+            self._streams[state.request.request_id].die(error)
+            self._finish(state)
+
+    def _observe_tokens(self, num_tokens: int, seconds: float, first: bool) -> None:
+        for observer in self.observers:
+            on_tokens = getattr(observer, "on_tokens", None)
+            if on_tokens is not None:
+                _tell(on_tokens, num_tokens, seconds, first)
+
+
+def _tell(callback: Callable[..., None], *values: Any) -> None:
+    """Calls an observer; its failure is its own."""
+    try:
+        callback(*values)
+    except Exception:
+        logger.exception("an observer of the engine failed")
