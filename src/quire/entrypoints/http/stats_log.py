@@ -1,0 +1,37 @@
+"""The periodic log line: throughput, queue and KV use."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from quire.types.stats import EngineStats
+
+logger = logging.getLogger("quire.stats")
+
+
+def describe_interval(before: EngineStats, now: EngineStats, seconds: float) -> str:
+    """One line about the time between two reports. Prompt throughput counts computed tokens only."""
+    computed = now.num_prompt_tokens - before.num_prompt_tokens
+    hit = now.cache.num_hit_tokens - before.cache.num_hit_tokens
+    queried = now.cache.num_queried_tokens - before.cache.num_queried_tokens
+    generated = now.num_generated_tokens - before.num_generated_tokens
+    preempted = now.num_preemptions - before.num_preemptions
+    line = (
+        f"prompt {max(0, computed - hit) / seconds:.1f} tok/s, generation {generated / seconds:.1f} tok/s, "
+        f"running {now.num_running}, waiting {now.num_waiting}, KV cache {now.cache.usage:.1%}, "
+        f"prefix cache hit rate {hit / queried if queried else 0.0:.1%}"
+    )
+    return f"{line}, preempted {preempted}" if preempted else line
+
+
+async def log_stats(read_stats: Callable[[], EngineStats], interval_seconds: float) -> None:
+    """Logs a line per interval until it is cancelled: at INFO while there is work, at DEBUG when idle."""
+    loop = asyncio.get_running_loop()
+    before, before_time = read_stats(), loop.time()
+    while True:
+        await asyncio.sleep(interval_seconds)
+        now, now_time = read_stats(), loop.time()
+        busy = now.step != before.step or now.num_running or now.num_waiting
+        level = logging.INFO if busy else logging.DEBUG
+        logger.log(level, "%s", describe_interval(before, now, now_time - before_time))
+        before, before_time = now, now_time
