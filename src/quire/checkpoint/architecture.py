@@ -81,11 +81,21 @@ class _Family:
     has_output_bias: bool = False
     mlp_bias: bool | None = None
     qk_norm: bool = False
+    bos_token_id: int | None = None
+    eos_token_id: int | None = None
 
 
 _FAMILIES = {
-    "LlamaForCausalLM": _Family("llama", 2_048, has_output_bias=True),
-    "MistralForCausalLM": _Family("mistral", 131_072, num_key_value_heads=8, attention_bias=False, mlp_bias=False),
+    "LlamaForCausalLM": _Family("llama", 2_048, has_output_bias=True, bos_token_id=1, eos_token_id=2),
+    "MistralForCausalLM": _Family(
+        "mistral",
+        131_072,
+        num_key_value_heads=8,
+        attention_bias=False,
+        mlp_bias=False,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
     "Qwen2ForCausalLM": _Family("qwen2", 32_768, num_key_value_heads=32, attention_bias=True, mlp_bias=False),
     "Qwen3ForCausalLM": _Family(
         "qwen3", 32_768, num_key_value_heads=32, head_dim=128, has_output_bias=True, mlp_bias=False, qk_norm=True
@@ -136,14 +146,15 @@ def parse_architecture(
         sliding_windows=_sliding_windows(fields, name, num_layers),
         rope=parse_rope(fields, max_position_embeddings=max_positions),
         dtype=_dtype(fields),
-        bos_token_id=next(iter(token_ids(fields, "bos_token_id", vocab_size)), None),
-        eos_token_ids=token_ids(fields, "eos_token_id", vocab_size),
+        bos_token_id=next(iter(token_ids(fields, "bos_token_id", vocab_size, family.bos_token_id)), None),
+        eos_token_ids=token_ids(fields, "eos_token_id", vocab_size, family.eos_token_id),
     )
 
 
-def token_ids(fields: FieldReader, key: str, vocab_size: int) -> tuple[int, ...]:
-    """A token id, a list of them, or nothing. Ids outside the vocabulary can never be produced and are left out."""
-    value = fields.get(key, ())
+def token_ids(fields: FieldReader, key: str, vocab_size: int, absent: int | None = None) -> tuple[int, ...]:
+    """A token id, a list of them, or nothing (null). Ids outside the vocabulary can never be produced: left out."""
+    default = () if key in fields.values or absent is None else absent
+    value = fields.get(key, default)
     ids = value if isinstance(value, (list, tuple)) else [value]
     if len(ids) > 1_000 or any(type(token_id) is not int for token_id in ids):
         raise fields.refuse(key, "a token id or a list of them", value)

@@ -149,6 +149,12 @@ def _open_folder(config: ModelConfig, folder: Path) -> Checkpoint:
 
 def _only_gguf(config: ModelConfig, folder: Path) -> Path:
     """The folder's GGUF model, where there is one and no other."""
+    if not os.path.exists(os.path.expanduser(config.model)):
+        raise CheckpointNotFoundError(
+            f"{config.model} holds no safetensors",
+            hint=f"where it holds GGUF files, name one: {config.model}:Q4_K_M, or {config.model}:file.gguf",
+            param="model",
+        )
     firsts = [path for path in sorted(folder.glob("*.gguf")) if "-of-" not in path.name or "-00001-of-" in path.name]
     if len(firsts) == 1:
         return firsts[0]
@@ -161,12 +167,7 @@ def _only_gguf(config: ModelConfig, folder: Path) -> Path:
             f"{folder}: weights only in pickle format ({other}), which can run code and is never loaded",
             hint="take a revision with safetensors, or convert it",
         )
-    is_local = os.path.exists(os.path.expanduser(config.model))
-    raise CheckpointNotFoundError(
-        f"{folder}: no safetensors and no GGUF files",
-        hint=None if is_local else f"where the repository holds GGUF files, name one: {config.model}:Q4_K_M",
-        param="model",
-    )
+    raise CheckpointNotFoundError(f"{folder}: no safetensors and no GGUF files", param="model")
 
 
 def _open_gguf(config: ModelConfig, path: Path) -> Checkpoint:

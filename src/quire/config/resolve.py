@@ -17,6 +17,7 @@ def resolve(config: EngineConfig, *, context_length: int, device: str, serving: 
     """A copy of `config` with device, context and step limits filled in; logs them.
 
     Args:
+        config: As the user gave it.
         context_length: The longest context the model was made for, in tokens.
         device: "cpu" or "cuda", what "auto" means on this machine.
         serving: Whether requests come one by one over HTTP.

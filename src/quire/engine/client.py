@@ -71,12 +71,14 @@ class EngineProcess:
         try:
             await client.start(wire.Start(config=config, log_level=log_level))
         except BaseException:
-            await client.close()
+            await self.close()
             raise
         return client
 
     async def close(self) -> None:
-        """Ends the process."""
+        """Ends the process at once: it holds no requests yet, and while it loads it does not listen."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
         await EngineClient(self._reader, self._writer, self.process).close()
 
 

@@ -52,8 +52,7 @@ def build_engine(config: EngineConfig, checkpoint: Checkpoint, *, serving: bool)
         QuireError: The model cannot be loaded or does not fit.
     """
     begin = time.perf_counter()
-    import torch  # noqa: F401
-
+    _import_torch()
     imported = time.perf_counter()
     resolved = resolve(
         config,
@@ -91,6 +90,14 @@ def build_engine(config: EngineConfig, checkpoint: Checkpoint, *, serving: bool)
         start_seconds={"import_torch": imported - begin, **executor.start_seconds},
     )
     return BuiltEngine(EngineLoop(scheduler, executor, time.monotonic), executor, info)
+
+
+def _import_torch() -> None:
+    """The slowest import, at a place of its own so that it can be timed, and done while others work."""
+    from quire.worker.threads import let_threads_sleep
+
+    let_threads_sleep()
+    import torch  # noqa: F401
 
 
 def _build_executor(config: EngineConfig, checkpoint: Checkpoint) -> "CpuExecutor":
@@ -138,7 +145,9 @@ async def start_async_engine_in_process(config: EngineConfig) -> AsyncEngine:
 
 def _front_end(config: EngineConfig, checkpoint: Checkpoint, tokenizer: Tokenizer, client: EngineClient) -> AsyncEngine:
     processor = create_input_processor(config.model, checkpoint, tokenizer, client.info)
-    return AsyncEngine(client, processor, max_num_queued_reqs=config.scheduler.max_num_queued_reqs)
+    engine = AsyncEngine(client, processor, max_num_queued_reqs=config.scheduler.max_num_queued_reqs)
+    engine.start()
+    return engine
 
 
 def _serve(built: BuiltEngine, connection: socket.socket) -> None:
@@ -155,8 +164,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = serve_socket(sys.argv[1])
-    import torch  # noqa: F401
-
+    _import_torch()
     body = wire.read_frame(connection)
     if body is None:
         return

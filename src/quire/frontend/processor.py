@@ -29,7 +29,10 @@ class RequestState:
         params: As the user gave them, with what was left open filled in.
 
     Attributes:
+        shows_progress: Whether `take` has anything before the end.
+        finished: Whether every sample has ended.
         error: Why it failed; None otherwise.
+        metrics: When things happened; the same object in every output.
     """
 
     def __init__(
@@ -38,6 +41,10 @@ class RequestState:
         self.request = request
         self.prompt = prompt
         self.params = params
+        # With `best_of` the best answers are known at the end only.
+        final_only = params.output_kind is RequestOutputKind.FINAL_ONLY or params.num_samples > params.n
+        self.shows_progress = not final_only
+        self.finished = False
         self.error: str | None = None
         self.num_cached_tokens: int | None = None
         self.metrics = RequestMetrics(arrival_time=request.arrival_time)
@@ -49,20 +56,9 @@ class RequestState:
         self._final_taken = False
 
     @property
-    def finished(self) -> bool:
-        """Whether every sample has ended."""
-        return all(sample.finish_reason is not None for sample in self.samples)
-
-    @property
     def left_engine(self) -> bool:
         """Whether the engine holds none of its samples any more."""
         return all(sample.left_engine for sample in self.samples)
-
-    @property
-    def shows_progress(self) -> bool:
-        """Whether `take` has anything before the end. The best answers are only known then."""
-        final_only = self.params.output_kind is RequestOutputKind.FINAL_ONLY
-        return not final_only and self.params.num_samples == self.params.n
 
     def apply(self, delta: SequenceDelta, now: float, on_tokens: TokensCallback | None = None) -> None:
         """Adds what the engine produced for one sample. What comes after that sample's end is ignored."""
@@ -81,7 +77,8 @@ class RequestState:
         sample.extend(delta)
         if delta.finish_reason is FinishReason.ERROR:
             self.fail(delta.error or "the request failed in the engine", now)
-        self._note_finish(now)
+        if sample.finish_reason is not None:
+            self._note_finish(now)
 
     def fail(self, error: str, now: float) -> None:
         """Ends all samples with an error."""
@@ -146,7 +143,7 @@ class RequestState:
             finished=self.finished,
             prompt_logprobs=list(self._prompt_logprobs) if wanted else None,
             num_cached_tokens=self.num_cached_tokens,
-            metrics=replace(self.metrics),
+            metrics=self.metrics,
             error=self.error,
         )
 
@@ -160,7 +157,8 @@ class RequestState:
             on_tokens(count, now - since, first)
 
     def _note_finish(self, now: float) -> None:
-        if self.metrics.finished_time is None and self.finished:
+        if not self.finished and all(sample.finish_reason is not None for sample in self.samples):
+            self.finished = True
             self.metrics.finished_time = now
 
 

@@ -147,11 +147,6 @@ class Sequence:
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
-    def output_token_ids(self) -> list[int]:
-        """A copy of the outputs seen."""
-        return self.token_ids[self.num_prompt_tokens :]
-
-    @property
     def num_pending(self) -> int:
         """Tokens drawn in plans whose result was not seen yet."""
         return self.num_tokens - len(self.token_ids)

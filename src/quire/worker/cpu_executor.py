@@ -15,7 +15,6 @@ from quire.checkpoint.architecture import ModelArchitecture
 from quire.checkpoint.checkpoint import Checkpoint
 from quire.config.engine import EngineConfig
 from quire.errors import StepFailedError
-from quire.models.decoder import DecoderModel
 from quire.models.loading.load import load_model
 from quire.types.ids import BlockId, SequenceId, SlotIndex
 from quire.types.plan import NewSequence, StepPlan, StepResult
@@ -130,10 +129,12 @@ class CpuExecutor:
         memory.check_weights_fit(self.memory)
         with self._timed("load_weights"):
             model = load_model(
-                checkpoint, dtype=self._dtype, progress=config.model.use_tqdm_on_load, seed=config.model.seed
+                checkpoint,
+                dtype=self._dtype,
+                progress=config.model.use_tqdm_on_load,
+                seed=config.model.seed,
+                max_model_len=self.max_model_len,
             )
-            assert isinstance(model, DecoderModel)
-            model.finish_loading()
         with self._timed("kv_cache"):
             self.memory = replace(self.memory, weight_bytes=model.num_weight_bytes())
             num_blocks = memory.choose_num_blocks(

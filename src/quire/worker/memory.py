@@ -164,7 +164,7 @@ def _gib(num_bytes: int) -> str:
 
 
 def count_parameters(architecture: ModelArchitecture) -> int:
-    """Numbers in the weights, norms and biases included."""
+    """Numbers in the weights, norms and biases included. A tied output projection counts: it is packed as a copy."""
     hidden = architecture.hidden_size
     query = architecture.num_attention_heads * architecture.head_dim
     key_value = architecture.num_key_value_heads * architecture.head_dim
@@ -172,8 +172,7 @@ def count_parameters(architecture: ModelArchitecture) -> int:
     layer += 2 * hidden + 2 * architecture.head_dim * architecture.qk_norm
     layer += (query + 2 * key_value) * architecture.attention_bias + hidden * architecture.attention_output_bias
     layer += (2 * architecture.intermediate_size + hidden) * architecture.mlp_bias
-    embeddings = architecture.vocab_size * hidden * (1 if architecture.tie_word_embeddings else 2)
-    return embeddings + architecture.num_hidden_layers * layer + hidden
+    return 2 * architecture.vocab_size * hidden + architecture.num_hidden_layers * layer + hidden
 
 
 def estimate_activation_bytes(architecture: ModelArchitecture, *, num_tokens: int, num_rows: int) -> int:

@@ -1,4 +1,4 @@
-"""How many threads the model may use."""
+"""How many threads the model may use, and how they wait for each other."""
 
 import math
 import os
@@ -15,3 +15,13 @@ def num_usable_cpus(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cpu_quota(root, membership)
     return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
+
+
+def let_threads_sleep() -> None:
+    """Makes torch's threads sleep where they wait for each other, instead of spinning.
+
+    A spinning thread holds the core that its peer needs as soon as anything else runs on the machine, an HTTP server
+    for one, and a step then takes several times as long. Has no effect once torch is imported, nor where the user
+    has decided (OMP_WAIT_POLICY).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -94,7 +94,12 @@ def interleave_heads(weight: np.ndarray, num_heads: int) -> np.ndarray:
 
 
 def write_gguf(
-    path: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], kind: gguf.GGMLQuantizationType
+    path: Path,
+    config: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    kind: gguf.GGMLQuantizationType,
+    *,
+    quantised_vectors: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Writes a GGUF model, matrices quantised; returns what each tensor of Hugging Face's must be after loading."""
     name = config["model_type"] if config["model_type"] != "mistral" else "llama"
@@ -116,7 +121,7 @@ def write_gguf(
         values = tensor.float().numpy()
         heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
         num_heads = next((count for part, count in heads.items() if part in hf_name and name == "llama"), None)
-        raw_kind = kind if values.ndim == 2 else gguf.GGMLQuantizationType.F32
+        raw_kind = kind if values.ndim == 2 or quantised_vectors else gguf.GGMLQuantizationType.F32
         packed = gguf.quants.quantize(values, raw_kind)
         expected[hf_name] = torch.from_numpy(gguf.quants.dequantize(packed, raw_kind).copy())
         stored = packed if num_heads is None else interleave_heads(packed, num_heads)

@@ -70,15 +70,12 @@ def test_a_missing_and_a_superfluous_tensor(tmp_path: Path, checkpoints: Any) ->
         checkpoints.load_tensors(checkpoints.open(tmp_path / "more.gguf"))
 
 
-def test_a_vector_is_never_quantised(tmp_path: Path, checkpoints: Any) -> None:
+def test_quantised_vectors_are_refused(tmp_path: Path, checkpoints: Any) -> None:
     config = checkpoints.config_of(num_hidden_layers=1)
     tensors = checkpoints.random_tensors(config)
-    del tensors["model.norm.weight"]
-    path = tmp_path / "m.gguf"
-    writer_tensors = tensors | {"model.norm.weight": torch.ones(1, 256)}
-    checkpoints.write_gguf(path, config, writer_tensors, GGMLQuantizationType.Q8_0)
-    with pytest.raises((TensorMismatchError, UnsupportedModelError), match=r"output_norm\.weight"):
-        checkpoints.load_tensors(checkpoints.open(path))
+    checkpoints.write_gguf(tmp_path / "m.gguf", config, tensors, GGMLQuantizationType.Q8_0, quantised_vectors=True)
+    with pytest.raises(UnsupportedModelError, match=r"m\.gguf: tensor '[a-z0-9._]+norm\.weight': Q8_0"):
+        checkpoints.load_tensors(checkpoints.open(tmp_path / "m.gguf"))
 
 
 @pytest.fixture(scope="module")

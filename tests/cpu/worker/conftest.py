@@ -203,3 +203,9 @@ def make_runner():
 @pytest.fixture
 def maker():
     return PlanMaker()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tiny products do not pay for waking a second thread."""
+    torch.set_num_threads(1)

@@ -134,3 +134,70 @@ def test_shutdown_ends_the_thread(start, maker):
 def test_threads_are_those_asked_for(start):
     executor = start(threads=2)
     assert executor._thread.submit(torch.get_num_threads).result() == 2
+
+
+def execute(executor, maker):
+    """Runs the plan made so far; tokens by sequence id, and the failures."""
+    plan = maker.seal()
+    executor.submit(plan)
+    result = executor.wait()
+    drawing = [sequence_id for sequence_id, samples in zip(plan.sequence_ids, plan.samples, strict=True) if samples]
+    return dict(zip(drawing, result.token_ids, strict=True)), result.failures
+
+
+@pytest.mark.parametrize("mix", [{}, {"temperature": 1.0, "top_p": 0.8, "seed": 3}], ids=str)
+def test_batched_forked_and_resumed_sequences_equal_lone_ones(start, maker, mix):
+    executor = start()
+    other = [60, 61, 62, 63, 64, 65]
+    expected, expected_other = decode(executor, maker, 6, **mix), decode(executor, maker, 6, prompt=other)
+    drawn = {}
+
+    def step():
+        for sequence_id, token_id in execute(executor, maker)[0].items():
+            drawn.setdefault(sequence_id, []).append(token_id)
+
+    first = maker.enter(0, PROMPT, compute=7, **mix)
+    beside = maker.enter(1, other)
+    step()
+    maker.go(1)
+    maker.go(0, 4)
+    step()
+    forked = maker.enter(3, PROMPT, table=maker.fork(0, len(PROMPT) - 1), computed=len(PROMPT) - 1, **mix)
+    for _ in range(2):
+        maker.go(0)
+        maker.go(1)
+        step()
+        maker.go(3)
+    step()
+    maker.release(0)
+    resumed = maker.enter(5, PROMPT + drawn[first], num_prompt_tokens=len(PROMPT), compute=9, **mix)
+    maker.go(1)
+    step()
+    maker.go(5, len(PROMPT) + len(drawn[first]) - 9)
+    maker.go(1)
+    step()
+    assert drawn[first] + drawn[resumed] == expected[:4]
+    assert drawn[forked] == expected[: len(drawn[forked])]
+    assert len(drawn[forked]) == 3
+    assert drawn[beside] == expected_other
+
+
+def test_what_a_poisoned_sequence_leaves_in_its_blocks_is_never_read(start, maker):
+    executor = start()
+    expected = decode(executor, maker, 5)
+    embedding = executor._runner._model.embedding.weight
+    kept = embedding[40].clone()
+    embedding[40] = torch.nan
+    healthy = maker.enter(1, PROMPT)
+    poisoned = maker.enter(0, [40] * 21, compute=20)
+    tokens, failures = execute(executor, maker)
+    assert (tokens, failures) == ({healthy: expected[0]}, {})
+    maker.go(0)
+    maker.go(1)
+    tokens, failures = execute(executor, maker)
+    assert tokens[healthy] == expected[1]
+    assert list(failures) == [poisoned]
+    maker.release(0)
+    # The blocks freed last are taken first.
+    embedding[40] = kept
+    assert decode(executor, maker, 5) == expected

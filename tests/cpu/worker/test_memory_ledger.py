@@ -2,15 +2,19 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
+from quire.checkpoint.architecture import parse_architecture
 from quire.config.cache import CacheConfig
 from quire.errors import InsufficientMemoryError
+from quire.models.registry import create_model
 from quire.worker.memory import (
     GIB,
     MemoryLedger,
     available_bytes,
     check_weights_fit,
     choose_num_blocks,
+    count_parameters,
     resident_bytes,
 )
 
@@ -107,6 +111,34 @@ def test_table_shows_every_purpose():
         "available",
     ]
     assert "2.00 GiB  32,768 tokens in 2,048 blocks" in table
+
+
+FAMILIES = [
+    ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+    ("LlamaForCausalLM", {"tie_word_embeddings": True}),
+    ("MistralForCausalLM", {}),
+    ("Qwen2ForCausalLM", {}),
+    ("Qwen3ForCausalLM", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), FAMILIES, ids=str)
+def test_parameters_are_counted_as_the_model_has_them(name, changes):
+    config = {
+        "architectures": [name],
+        "vocab_size": 50,
+        "hidden_size": 24,
+        "intermediate_size": 36,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 10,
+        **changes,
+    }
+    architecture = parse_architecture(config, source="test")
+    model = create_model(architecture, dtype=torch.float32, device="cpu")
+    model.finish_loading()
+    assert count_parameters(architecture) * 4 == model.num_weight_bytes()
 
 
 def test_machine_numbers_are_plausible(tmp_path):

@@ -172,6 +172,19 @@ def test_a_string_that_is_not_text_matters_only_when_it_is_read(
             file.value(name)
 
 
+def test_the_strings_of_all_arrays_are_counted_together(
+    opened: Callable[[bytes], GGUFFile], gguf_builder: Builder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder = gguf_builder()
+    for key in "ab":
+        builder.set(key, (builder.ARRAY, builder.STRING), ["x", "y", "z"])
+    monkeypatch.setattr("quire.checkpoint.gguf_file.MAX_ARRAY_STRINGS", 6)
+    opened(builder.build())
+    monkeypatch.setattr("quire.checkpoint.gguf_file.MAX_ARRAY_STRINGS", 5)
+    with pytest.raises(CorruptCheckpointError, match="b: 3 strings"):
+        opened(builder.build())
+
+
 def test_a_boolean_is_zero_or_one(opened: Callable[[bytes], GGUFFile]) -> None:
     file = opened(header(0, 1, key(b"flag", 7, b"\2") + PAD))
     with pytest.raises(CorruptCheckpointError, match="flag"):

@@ -110,6 +110,27 @@ def test_chat_templates_by_their_precedence(model_folder: Path) -> None:
             open_folder(model_folder, chat_template=neither)
 
 
+def test_a_template_file_has_a_limit(model_folder: Path) -> None:
+    (model_folder / "chat_template.jinja").write_text("x" * (1024 * 1024))
+    open_folder(model_folder)
+    (model_folder / "chat_template.jinja").write_text("x" * (1024 * 1024 + 1))
+    with pytest.raises(CorruptCheckpointError, match=r"chat_template\.jinja: larger than"):
+        open_folder(model_folder)
+    (model_folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(CorruptCheckpointError, match=r"chat_template\.jinja: not UTF-8"):
+        open_folder(model_folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [('{"a": 1, "b": {"c": 1, "c": 2}}', "'c' stands twice"), ("[" * 100_000, "deep"), ("{", "JSON"), ("7", "int")],
+)
+def test_a_config_that_is_no_object(model_folder: Path, text: str, named: str) -> None:
+    (model_folder / "config.json").write_text(text)
+    with pytest.raises(CorruptCheckpointError, match=f"config.json.*{named}"):
+        open_folder(model_folder)
+
+
 @pytest.mark.parametrize("template", [7, {"a": 1}, "x" * (1024 * 1024 + 1)])
 def test_a_chat_template_that_cannot_be_one(model_folder: Path, template: Any) -> None:
     (model_folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
@@ -139,6 +160,9 @@ def test_a_tokenizer_from_elsewhere(model_folder: Path, gguf_folder: Path, tmp_p
     (other / "chat_template.jinja").write_text("O")
     checkpoint = open_folder(model_folder, tokenizer=str(other))
     assert (checkpoint.tokenizer.path, checkpoint.chat_template) == (other / "tokenizer.json", "O")
+    (other / "chat_template.jinja").unlink()
+    (model_folder / "chat_template.jinja").write_text("M")
+    assert open_folder(model_folder, tokenizer=str(other)).chat_template == "M"
     checkpoint = open_folder(model_folder, tokenizer=str(gguf_folder / "tiny.gguf"))
     assert (checkpoint.tokenizer.kind, checkpoint.chat_template) == ("gguf", "{{ messages }}")
     with pytest.raises(UnsupportedModelError, match=r"config\.json"):

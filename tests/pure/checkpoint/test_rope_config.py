@@ -53,6 +53,12 @@ def test_yarn(llama_config: dict[str, Any]) -> None:
     assert architecture.context_length == 256
 
 
+def test_yarns_own_attention_factor(llama_config: dict[str, Any]) -> None:
+    scaling = {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.8, "mscale_all_dim": 0.5, "beta_slow": 2}
+    rope = rope_of(llama_config, rope_scaling=scaling)
+    assert (rope.attention_factor, rope.mscale_all_dim, rope.beta_slow) == (0.8, 0.5, 2.0)
+
+
 def test_yarn_derives_its_factor_from_the_positions(llama_config: dict[str, Any]) -> None:
     scaling = {"rope_type": "yarn", "original_max_position_embeddings": 32}
     assert rope_of(llama_config, rope_scaling=scaling).factor == 4.0

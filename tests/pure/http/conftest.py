@@ -266,6 +266,13 @@ def serve(processor: InputProcessor) -> Any:
     return start
 
 
+@pytest.fixture(scope="module")
+async def quiet(serve: Any) -> AsyncIterator[Harness]:
+    """A server for many tests, none of which leaves anything running."""
+    async with serve() as server:
+        yield server
+
+
 @dataclass
 class Running:
     """A server that listens."""

@@ -82,14 +82,13 @@ BAD_CHATS = [
 
 
 @pytest.mark.parametrize(("body", "param"), BAD_CHATS, ids=lambda value: json.dumps(value)[:60])
-async def test_bad_chat(serve: Any, body: dict[str, Any], param: str) -> None:
-    async with serve() as server:
-        response = await server.post(CHAT, body)
+async def test_bad_chat(quiet: Any, body: dict[str, Any], param: str) -> None:
+    response = await quiet.post(CHAT, body)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["type"]) == (400, 400, "BadRequestError")
     assert error["param"] == param
     assert error["message"]
-    assert not server.port.requests
+    assert not quiet.port.loop.has_unfinished
 
 
 BAD_COMPLETIONS = [
@@ -119,14 +118,13 @@ BAD_COMPLETIONS = [
 @pytest.mark.parametrize(("body", "param"), BAD_COMPLETIONS, ids=lambda value: json.dumps(value)[:60])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_bad_completion_is_refused_before_any_stream(
-    serve: Any, body: dict[str, Any], param: str, stream: bool
+    quiet: Any, body: dict[str, Any], param: str, stream: bool
 ) -> None:
-    async with serve() as server:
-        response = await server.post(COMPLETION, {"stream": stream, **body})
-        await server.until(lambda: not server.port.loop.has_unfinished)
+    response = await quiet.post(COMPLETION, {"stream": stream, **body})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
-    assert server.engine.num_requests == 0
+    assert quiet.engine.num_requests == 0
+    await quiet.until(lambda: not quiet.port.loop.has_unfinished)
 
 
 async def test_prompt_that_is_too_long_tells_the_numbers(serve: Any) -> None:

@@ -56,9 +56,8 @@ HARMLESS = {
 
 
 @pytest.mark.parametrize(("field", "value"), REFUSED, ids=lambda value: json.dumps(value)[:40])
-async def test_refused(serve: Any, field: str, value: Any) -> None:
-    async with serve() as server:
-        response = await server.chat(**{field: value})
+async def test_refused(quiet: Any, field: str, value: Any) -> None:
+    response = await quiet.chat(**{field: value})
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, field)
     assert "hint:" in error["message"]

@@ -325,6 +325,6 @@ class CollidingCacheMachine(CacheMachine):
 
 
 TestTwin = CacheMachine.TestCase
-TestTwin.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestTwin.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
 TestCollisions = CollidingCacheMachine.TestCase
-TestCollisions.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+TestCollisions.settings = settings(max_examples=15, stateful_step_count=40, deadline=None)

@@ -249,6 +249,20 @@ def test_a_sequence_that_outgrows_the_whole_cache_fails_with_what_it_had_produce
     assert bench.tokens("a") == predict_tokens(request)[:7]
 
 
+def test_a_preempted_sequence_that_has_outgrown_the_whole_cache_fails(make_bench):
+    bench = make_bench(num_blocks=6, block_size=1)
+    bench.scheduler.add(make_request("a", prompt_of(3), max_tokens=1))
+    request = make_request("b", prompt_of(5), max_tokens=50)
+    bench.scheduler.add(request)
+    # Every block is used by b. While a, which only shares three of them, is there, b is not alone and gives way.
+    assert bench.schedule() and bench.schedule() and not bench.schedule()
+    assert [(sequence.slot, sequence.num_pending) for sequence in bench.scheduler.sequences("b")] == [(None, 2)]
+    bench.finish()
+    assert bench.end("b").finish_reason is FinishReason.ERROR
+    assert "after 7 tokens the KV cache is full" in bench.end("b").error
+    assert bench.tokens("b") == predict_tokens(request)[:2]
+
+
 def test_a_sequence_that_fills_the_cache_to_its_last_slot_does_not_fail(make_bench):
     bench = make_bench(num_blocks=4, block_size=4)
     request = make_request("a", prompt_of(10), max_tokens=7)
@@ -330,6 +344,21 @@ def test_what_reuses_the_tokens_of_a_failed_sequence_starts_again(make_bench):
     assert bench.end("0").finish_reason is FinishReason.ERROR
     for number in (1, 2):
         assert bench.tokens(str(number)) == predict_tokens(requests[number])
+
+
+def test_what_has_given_way_meanwhile_starts_again_too(make_bench):
+    bench = make_bench(num_blocks=4)
+    failing = make_request("failing", prompt_of(8), max_tokens=5)
+    reusing = make_request("reusing", [*prompt_of(4), *prompt_of(4, first=50)], max_tokens=5)
+    bench.scheduler.add(failing)
+    bench.scheduler.add(reusing)
+    bench.executor.failing_sequences[bench.scheduler.sequences("failing")[0].sequence_id] = "overflow"
+    assert bench.schedule().num_tokens == [8, 4]
+    assert bench.schedule().num_tokens == [1]
+    assert bench.scheduler.sequences("reusing")[0].slot is None
+    bench.finish()
+    assert bench.end("failing").finish_reason is FinishReason.ERROR
+    assert bench.tokens("reusing") == predict_tokens(reusing)
 
 
 def test_a_failed_step_ends_its_sequences_and_nothing_else(make_bench):
@@ -498,6 +527,22 @@ def test_a_long_prompt_without_blocks_waits_and_is_not_overtaken(make_bench):
     for request in requests:
         assert bench.tokens(request.request_id) == predict_tokens(request)
     assert [d.request_id for d in bench.deltas if d.finish_reason] == ["decoding", "long", "behind"]
+
+
+def test_others_give_way_to_a_long_prompt_that_is_first_in_rank(make_bench):
+    bench = make_bench(num_blocks=14, max_num_batched_tokens=5, policy="priority")
+    small = make_request("small", prompt_of(4), max_tokens=30, priority=1)
+    long = make_request("long", prompt_of(44, first=20), max_tokens=2)
+    bench.scheduler.add(small)
+    bench.step()
+    bench.scheduler.add(long)
+    while not bench.scheduler.statistics().num_preemptions:
+        assert bench.step()
+    assert not bench.tokens("long"), "it was still computing its prompt"
+    assert [sequence.num_preemptions for sequence in bench.scheduler.sequences("small")] == [1]
+    bench.finish()
+    for request in (small, long):
+        assert bench.tokens(request.request_id) == predict_tokens(request)
 
 
 def test_a_request_that_waits_for_blocks_is_not_looked_up_in_every_step(make_bench):

@@ -174,3 +174,10 @@ def test_a_sequence_does_not_run_on_once_its_failed_step_is_known(executor):
 def test_a_failing_sequence_comes_back_as_a_failure(executor):
     executor.failing_sequences[1] = "overflow"
     assert enter(executor).failures == {1: "overflow"}
+
+
+def test_a_shutdown_drops_what_is_in_flight(executor):
+    executor.submit(plan_of(1, (1, 0, 3, True), new_sequences=[new_sequence()]))
+    executor.shutdown()
+    with pytest.raises(AssertionError, match="without a step in flight"):
+        executor.wait()

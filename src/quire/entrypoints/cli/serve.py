@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -34,6 +35,8 @@ def run(arguments: Arguments) -> int:
     """
     server = with_environment_key(arguments.make(ServerConfig), os.environ)
     config = arguments.make_engine_config()
+    if "use_tqdm_on_load" not in arguments.values and not sys.stderr.isatty():
+        config = replace(config, model=replace(config.model, use_tqdm_on_load=False))
     configure_logging(server.log_level)
     import uvloop
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -77,24 +78,18 @@ class ServerConnection:
                     yield _checked_event(json.loads(data))
 
 
-class _clear_errors:
+@contextmanager
+def _clear_errors(url: str) -> Iterator[None]:
     """Turns what goes wrong on the way to a server into our errors."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            raise ConfigError(
-                f"no server answers at {self._url}", hint="start one with `quire serve`, or name another with --url"
-            ) from error
-        if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-            raise ConfigError(f"{self._url!r} is not a URL: {error}", param="url") from error
-        if isinstance(error, httpx.HTTPError):
-            raise EngineError(f"the connection to {self._url} broke: {error}") from error
+    try:
+        yield
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        hint = "start one with `quire serve`, or name another with --url"
+        raise ConfigError(f"no server answers at {url}", hint=hint) from error
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        raise ConfigError(f"{url!r} is not a URL: {error}", param="url") from error
+    except httpx.HTTPError as error:
+        raise EngineError(f"the connection to {url} broke: {error}") from error
 
 
 def _checked_event(event: dict[str, Any]) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def describe(error: QuireError, request_id: str) -> bytes:
     """The envelope of an error that was raised on purpose. What is our fault is logged, and told without paths."""
     text = str(error)
     if error.http_status >= 500:
-        logger.error("request %s failed: %s", request_id, text)
+        level = logging.INFO if isinstance(error, ServerStoppingError) else logging.ERROR
+        logger.log(level, "request %s failed: %s", request_id, text)
         text = _PRIVATE.sub("...", text)
     return envelope(error.http_status, text, error.param)
 

@@ -134,6 +134,7 @@ async def serve_app(
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="debug" if server.log_level == "debug" else "warning",
             access_log=server.log_level == "debug",
             server_header=False,
             root_path=server.root_path,

@@ -68,7 +68,7 @@ def fill_parameters(
     total = sum(transfer.entry.num_bytes for transfer in transfers)
     with (
         Dequantizer() as dequantizer,
-        tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=not progress) as bar,
+        tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=None if progress else True) as bar,
     ):
         for name, of_parameter in _by_parameter(transfers).items():
             for transfer in of_parameter:

@@ -48,7 +48,7 @@ def match_tensors(
         name = hf_name(entry.name) if checkpoint.format == "gguf" else entry.name
         if name in placements:
             by_hf_name[name] = entry
-        elif not _is_ignored(name, checkpoint.architecture.tie_word_embeddings):
+        elif not _is_ignored(name):
             raise TensorMismatchError(
                 f"{entry.file}: tensor {entry.name!r} is not part of {checkpoint.architecture.name}"
             )
@@ -83,11 +83,9 @@ def _transfer(
     return Transfer(entry, placement, heads)
 
 
-def _is_ignored(name: str, is_tied: bool) -> bool:
+def _is_ignored(name: str) -> bool:
     """Buffers that old files store, GGUF's rope factors (they are part of the architecture), a tied output."""
-    if name.endswith("rotary_emb.inv_freq") or name == "rope_freqs.weight":
-        return True
-    return is_tied and name == "lm_head.weight"
+    return name.endswith("rotary_emb.inv_freq") or name in ("rope_freqs.weight", "lm_head.weight")
 
 
 def _check_covered(placements: Mapping[str, Placement], parameters: Mapping[str, Tensor]) -> None:

@@ -87,7 +87,7 @@ def measure_latencies(llm: "LLM", options: LatencyOptions, rng: random.Random) -
     vocab_size = llm.get_tokenizer().vocab_size
     total = options.num_iters_warmup + options.num_iters
     latencies = []
-    for number in tqdm(range(total), disable=options.disable_tqdm, dynamic_ncols=True):
+    for number in tqdm(range(total), disable=options.disable_tqdm or None, dynamic_ncols=True):
         prompts = [[rng.randrange(vocab_size) for _ in range(options.input_len)] for _ in range(options.batch_size)]
         begin = time.perf_counter()
         llm.generate(prompts, params, use_tqdm=False)

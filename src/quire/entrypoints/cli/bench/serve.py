@@ -177,7 +177,7 @@ async def _drive(
     async def send(number: int, start: float) -> RequestRecord:
         return await send_one(client, requests[number], prompts[number], start, timeout_seconds=timeout)
 
-    with tqdm(total=len(requests), disable=not show, file=sys.stderr, dynamic_ncols=True) as progress:
+    with tqdm(total=len(requests), disable=None if show else True, file=sys.stderr, dynamic_ncols=True) as progress:
         return await run_load(send, offsets, benchmark.load.max_concurrency, lambda: _advance(progress))
 
 
