@@ -112,8 +112,8 @@ class BatchState:
         return self.sampling.batch(slots, self.token_ids, self.num_prompt_tokens, self.num_tokens)
 
     def advance(self, rows: StepRows) -> None:
-        """Notes that the rows' tokens are computed."""
-        self.num_computed_tokens[rows.slots] += rows.num_tokens
+        """Notes that the rows' tokens are being computed."""
+        self.num_computed_tokens[rows.slots] = rows.starts + rows.num_tokens
 
     def append_tokens(self, slots: np.ndarray, token_ids: np.ndarray) -> None:
         """Appends the token drawn for each of `slots` [N]."""

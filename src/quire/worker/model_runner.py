@@ -78,11 +78,12 @@ class ModelRunner:
     def _run(self, plan: StepPlan, rows: StepRows, result: StepResult) -> None:
         """Computes the rows, then draws; fills in `result`."""
         spans = find_prompt_spans(self.state, plan, rows, self._vocab_size)
-        last_rows = rows.num_tokens.cumsum() - 1
-        logit_rows = np.concatenate([last_rows[rows.samples], *(span.logit_rows for span in spans)])
-        hidden = self._model(make_forward_batch(self.state, rows, logit_rows, self._kv_caches))
+        drawing_rows = (rows.num_tokens.cumsum() - 1)[rows.samples]
+        num_samples = len(drawing_rows)
+        logit_rows = np.concatenate([drawing_rows, *(span.logit_rows for span in spans)])
+        batch = make_forward_batch(self.state, rows, logit_rows, self._kv_caches)
         self.state.advance(rows)
-        num_samples = int(rows.samples.sum())
+        hidden = self._model(batch)
         if num_samples:
             self._sample(plan, rows, hidden[:num_samples], result)
         if spans:
@@ -98,16 +99,15 @@ class ModelRunner:
         logprobs = torch.log_softmax(logits[scored], dim=-1) if scored else None
         token_ids, failed = draw_tokens(logits, self.state.sampling_batch(slots))
         self.state.append_tokens(slots, token_ids)
-        spread = np.full(len(result.token_ids), _NO_TOKEN)
-        spread[(np.cumsum(plan.samples) - 1)[plan_indices]] = token_ids
-        result.token_ids = spread.tolist()
-        sequence_ids = [plan.sequence_ids[index] for index in plan_indices]
+        result.token_ids = _spread(token_ids, plan, plan_indices)
         if logprobs is not None:
             num_tops = [self._num_top(int(slots[row])) for row in scored]
             picked = _pick_by_width(logprobs, token_ids[scored], num_tops)
-            result.logprobs = {sequence_ids[row]: entry for row, entry in zip(scored, picked, strict=True)}
-        for row in np.flatnonzero(failed).tolist():
-            self._fail(plan.slots[plan_indices[row]], sequence_ids[row], result)
+            result.logprobs = {
+                plan.sequence_ids[plan_indices[row]]: entry for row, entry in zip(scored, picked, strict=True)
+            }
+        for index in plan_indices[failed].tolist():
+            self._fail(plan.slots[index], plan.sequence_ids[index], result)
 
     def _scored_rows(self, slots: np.ndarray) -> list[int]:
         """Rows of those slots whose log-probabilities are asked for."""
@@ -133,6 +133,19 @@ class ModelRunner:
         result.failures[sequence_id] = _NOT_FINITE
         result.logprobs.pop(sequence_id, None)
         result.prompt_logprobs.pop(sequence_id, None)
+
+
+def _spread(token_ids: np.ndarray, plan: StepPlan, plan_indices: np.ndarray) -> list[int]:
+    """One token for each sequence of the plan that draws; those that could not run get a meaningless one."""
+    num_samples = sum(plan.samples)
+    if len(token_ids) == num_samples:
+        tokens: list[int] = token_ids.tolist()
+        return tokens
+    spread = [_NO_TOKEN] * num_samples
+    places = (np.cumsum(plan.samples) - 1)[plan_indices]
+    for place, token_id in zip(places.tolist(), token_ids.tolist(), strict=True):
+        spread[place] = token_id
+    return spread
 
 
 def _pick_by_width(logprobs: torch.Tensor, token_ids: np.ndarray, num_tops: list[int]) -> list[PositionLogprobs]:

@@ -1,5 +1,7 @@
 """Every format against the gguf package, to the bit."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import gguf
 import numpy as np
 import pytest
@@ -91,6 +93,21 @@ def test_more_than_one_thread_and_piece(name: str) -> None:
     finally:
         torch.set_num_threads(num_threads)
     assert torch.equal(found, reference(packed, name))
+
+
+def test_torchs_own_threads_are_as_before() -> None:
+    def of_a_new_thread() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with Dequantizer():
+            assert (torch.get_num_threads(), of_a_new_thread()) == (3, 3)
+        assert (torch.get_num_threads(), of_a_new_thread()) == (3, 3)
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def test_numbers_that_are_not_aligned() -> None:

@@ -308,7 +308,8 @@ def run_server(serve: Any) -> Any:
             address = listener.getsockname()
             announced: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             task = asyncio.create_task(serve_app(harness.app, listener, config, announced.set_result))
-            await asyncio.wait([task, announced], return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {task, announced}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             assert announced.done(), task.result()
             yield Running(harness, announced.result(), address, task)
             if not task.done():

@@ -3,10 +3,11 @@
 The common GGML formats are unpacked here by torch operations on pieces that stay in the cache, one thread per core
 taking its share of the rows. The other formats go through the gguf package, which is the reference for all.
 
-The pieces are so small that torch does not start its own threads for them: with another process on the same cores,
-those wait for each other in busy loops, and loading took twenty times as long.
+Torch does not start threads of its own for a piece: with another process on the same cores those wait for each other
+in busy loops, and loading took twenty times as long.
 """
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,9 +24,7 @@ _THROUGH_GGUF = (
     "TQ1_0", "TQ2_0", "MXFP4", "NVFP4",
 )  # fmt: skip
 
-_PIECE_VALUES = 2**15 - 2**8
-"""Below 2**15 values torch stays on the calling thread."""
-
+_PIECE_VALUES = 2**18
 _MIN_SHARE_VALUES = 2**17
 _MAX_THREADS = 8
 
@@ -38,8 +37,14 @@ class Dequantizer:
     """Fills parameters from packed rows, on as many threads as torch uses. A context manager."""
 
     def __init__(self) -> None:
-        self._num_threads = min(torch.get_num_threads(), _MAX_THREADS)
+        torch_threads = torch.get_num_threads()
+        self._num_threads = min(torch_threads, _MAX_THREADS)
         self._pool = ThreadPoolExecutor(self._num_threads, thread_name_prefix="dequantize")
+        started = threading.Barrier(self._num_threads)
+        for done in [self._pool.submit(_keep_torch_on_this_thread, started) for _ in range(self._num_threads)]:
+            done.result()
+        # Each thread has its own number, but one that is new takes the number that was set last.
+        torch.set_num_threads(torch_threads)
 
     def __enter__(self) -> "Dequantizer":
         return self
@@ -70,6 +75,11 @@ class Dequantizer:
         shares = zip(blocks.tensor_split(num_shares), flat.tensor_split(num_shares), strict=True)
         for done in [self._pool.submit(_unpack_share, unpack, *share) for share in shares]:
             done.result()
+
+
+def _keep_torch_on_this_thread(started: threading.Barrier) -> None:
+    torch.set_num_threads(1)
+    started.wait()
 
 
 def _block_size(dtype: str) -> tuple[int, int]:
