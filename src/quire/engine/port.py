@@ -15,6 +15,8 @@ class EngineInfo:
     Attributes:
         max_model_len: Prompt and answer together, in tokens, that a sequence may have.
         max_num_seqs: Sequences in one step.
+        max_num_batched_tokens: Tokens in one step.
+        scheduling_policy: "fcfs" or "priority".
         num_blocks: Blocks of the KV cache.
         block_size: Tokens per block.
         dtype: Number format of weights and activations.
@@ -26,6 +28,7 @@ class EngineInfo:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    scheduling_policy: str
     num_blocks: int
     block_size: int
     vocab_size: int

@@ -4,6 +4,7 @@ Run as a module it is the engine process: `python -m quire.entrypoints.launch SO
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -56,7 +57,7 @@ def build_engine(config: EngineConfig, checkpoint: Checkpoint, *, serving: bool)
     imported = time.perf_counter()
     resolved = resolve(
         config,
-        context_length=checkpoint.architecture.max_position_embeddings,
+        context_length=checkpoint.architecture.context_length,
         device="cpu",
         serving=serving,
     )
@@ -81,6 +82,7 @@ def build_engine(config: EngineConfig, checkpoint: Checkpoint, *, serving: bool)
         max_model_len=resolved.model.max_model_len,
         max_num_seqs=scheduler_config.max_num_seqs,
         max_num_batched_tokens=scheduler_config.max_num_batched_tokens,
+        scheduling_policy=scheduler_config.scheduling_policy,
         num_blocks=executor.num_blocks,
         block_size=resolved.cache.block_size,
         vocab_size=checkpoint.architecture.vocab_size,
@@ -89,6 +91,8 @@ def build_engine(config: EngineConfig, checkpoint: Checkpoint, *, serving: bool)
         memory=executor.memory.as_dict(),
         start_seconds={"import_torch": imported - begin, **executor.start_seconds},
     )
+    # What has been built lives as long as the process: the collector need not look at it again.
+    gc.freeze()
     return BuiltEngine(EngineLoop(scheduler, executor, time.monotonic), executor, info)
 
 

@@ -57,6 +57,7 @@ class InputProcessor:
         generation_defaults: Sampling parameters that the model brings along, by their names in `SamplingParams`.
         eos_token_ids: Tokens that end an answer, beside the tokenizer's.
         max_logprobs: Most alternatives a request may ask for; -1 for no limit.
+        allows_priority: Whether the engine orders requests by priority.
         seed: Seeds the requests that name none.
         clock: Seconds, monotonic.
 
@@ -75,6 +76,7 @@ class InputProcessor:
         generation_defaults: Mapping[str, Any] | None = None,
         eos_token_ids: Iterable[int] = (),
         max_logprobs: int = 20,
+        allows_priority: bool = False,
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -83,6 +85,7 @@ class InputProcessor:
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size
         self.max_logprobs = max_logprobs
+        self.allows_priority = allows_priority
         self.sampling_defaults = _checked_defaults(generation_defaults or {})
         known = dict.fromkeys([*tokenizer.eos_token_ids, *eos_token_ids])
         self.eos_token_ids = tuple(token_id for token_id in known if 0 <= token_id < vocab_size)
@@ -126,6 +129,8 @@ class InputProcessor:
         """
         if not 0 < len(request_id) <= MAX_REQUEST_ID_CHARACTERS:
             raise ParameterError("request_id", f"a string of 1 to {MAX_REQUEST_ID_CHARACTERS} characters", request_id)
+        if priority and not self.allows_priority:
+            raise ParameterError("priority", "0 with the fcfs policy", priority, hint="--scheduling-policy priority")
         text, token_ids, own_salt = self._read_prompt(prompt, add_special_tokens)
         self._check_prompt(token_ids)
         resolved = self._resolve(params or self.default_sampling_params(), len(token_ids))
@@ -264,6 +269,7 @@ def create_input_processor(
         generation_defaults=checkpoint.generation_defaults,
         eos_token_ids=checkpoint.architecture.eos_token_ids,
         max_logprobs=config.max_logprobs,
+        allows_priority=info.scheduling_policy == "priority",
         seed=config.seed,
         clock=clock,
     )

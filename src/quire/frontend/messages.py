@@ -64,7 +64,7 @@ def _part_text(part: Any, path: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in _TEXT_PARTS:
+    if not isinstance(kind, str) or kind not in _TEXT_PARTS:
         raise InvalidRequestError(
             f"{path}.type must be one of {', '.join(_TEXT_PARTS)}, got {kind!r}",
             hint="this model reads text only",

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,15 +132,26 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path: Path, checkpoints: An
         load_model(checkpoint, dtype=torch.float32, progress=False)
 
 
-def test_a_loaded_model_is_ready_and_reports_its_progress(
-    tmp_path: Path, checkpoints: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_loaded_model_is_ready(tmp_path: Path, checkpoints: Any) -> None:
     config = checkpoints.config_of(num_hidden_layers=1)
     checkpoint = checkpoints.open(checkpoints.write_folder(tmp_path, config, checkpoints.random_tensors(config)))
-    model = load_model(checkpoint, dtype=torch.bfloat16, progress=True)
+    model = load_model(checkpoint, dtype=torch.bfloat16, progress=False)
     assert model.is_ready
     assert not model.training
     assert not any(parameter.is_meta or parameter.requires_grad for parameter in model.parameters())
-    assert "Loading weights: 100%" in capsys.readouterr().err
-    load_model(checkpoint, dtype=torch.bfloat16, progress=False)
-    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("progress", "is_terminal"), [(True, True), (True, False), (False, True)])
+def test_a_bar_on_a_terminal(
+    tmp_path: Path,
+    checkpoints: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    progress: bool,
+    is_terminal: bool,
+) -> None:
+    config = checkpoints.config_of(num_hidden_layers=1)
+    checkpoint = checkpoints.open(checkpoints.write_folder(tmp_path, config, checkpoints.random_tensors(config)))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    load_model(checkpoint, dtype=torch.bfloat16, progress=progress)
+    assert ("Loading weights: 100%" in capsys.readouterr().err) == (progress and is_terminal)

@@ -29,6 +29,7 @@ INFO = EngineInfo(
     max_model_len=MAX_MODEL_LEN,
     max_num_seqs=8,
     max_num_batched_tokens=64,
+    scheduling_policy="fcfs",
     num_blocks=NUM_BLOCKS,
     block_size=16,
     vocab_size=1000,

@@ -136,6 +136,7 @@ INFO = EngineInfo(
     max_model_len=64,
     max_num_seqs=8,
     max_num_batched_tokens=64,
+    scheduling_policy="fcfs",
     num_blocks=64,
     block_size=16,
     vocab_size=512,

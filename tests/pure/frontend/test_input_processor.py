@@ -186,3 +186,9 @@ def test_chats_need_a_template(make: Make, tokenizer: Tokenizer) -> None:
     assert "--chat-template" in str(failure.value.hint)
     with pytest.raises(InvalidRequestError, match="does not compile"):
         make(template_problem="the chat template does not compile: x").encode_chat(messages)
+
+
+def test_a_priority_needs_the_priority_policy(make: Make) -> None:
+    with pytest.raises(ParameterError, match="priority must be 0 with the fcfs policy, got 3"):
+        make().process("hello", PLAIN, request_id="r", priority=3)
+    assert make(allows_priority=True).process("hello", PLAIN, request_id="r", priority=3).request.priority == 3

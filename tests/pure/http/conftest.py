@@ -75,6 +75,7 @@ def processor(tokenizer: Tokenizer) -> InputProcessor:
         max_model_len=MAX_MODEL_LEN,
         vocab_size=tokenizer.vocab_size,
         template=ChatTemplate(TEMPLATE, named_tokens=tokenizer.named_tokens),
+        allows_priority=True,
     )
 
 
@@ -101,6 +102,7 @@ class LoopPort:
             max_model_len=MAX_MODEL_LEN,
             max_num_seqs=16,
             max_num_batched_tokens=256,
+            scheduling_policy="priority",
             num_blocks=256,
             block_size=16,
             vocab_size=vocab_size,

@@ -1,8 +1,9 @@
 """Who reads which slots in a step: worked out once, used by every layer.
 
-Sequences with one query (decoding) are put into groups of similar length, whose keys are gathered side by side and
-padded to the longest. Padding points at a slot of the same sequence, so that stale slots are never read. All other
-sequences are cut into tiles of consecutive queries, each with three ranges of keys:
+Sequences with one query (decoding) are put into groups of similar length, whose blocks are gathered side by side and
+padded to the longest. Padding repeats the sequence's first block; slots behind its end, in its last block, are zeroed
+in the buffer: a stale NaN would pass through any mask. All other sequences are cut into tiles of consecutive queries,
+each with three ranges of keys:
 
     positions      ... | edge | far | near |        near: the tile's own tokens, causal
                                                     far:  every query of the tile sees all of it
@@ -26,21 +27,24 @@ WINDOW_TILE_QUERIES = 512
 
 @dataclass(slots=True)
 class DecodeGroup:
-    """B sequences with one query each, their keys padded to L.
+    """B sequences with one query each, whose blocks fill M columns of the buffer, of which columns are read.
 
     Attributes:
+        columns: Those that any of the sequences reads, L of M.
         rows: [B] int64, their rows on the flat axis; None if they are all rows in order.
-        slots: [B * L] int64.
-        mask: [B, 1, 1, L], 0 or -inf, of the queries' dtype; None where nothing is padded.
-        keys: [B * L, H_kv * D] buffer; shared between groups and layers.
+        blocks: [B * blocks of the longest] int64.
+        mask: [B, 1, 1, L], 0 or -inf, of the queries' dtype; None where all read all columns.
+        stale: Rows of the buffer behind the end of their sequence, in its last block, int64; None without a mask.
+        keys: [B * M, H_kv * D] buffer; shared between groups and layers.
         values: The same for values.
     """
 
     num_sequences: int
-    num_keys: int
+    columns: slice
     rows: torch.Tensor | None
-    slots: torch.Tensor
+    blocks: torch.Tensor
     mask: torch.Tensor | None
+    stale: torch.Tensor | None
     keys: torch.Tensor
     values: torch.Tensor
 
@@ -105,10 +109,15 @@ class _Step:
 
 @dataclass(slots=True)
 class _GroupDraft:
-    """Sequences of a group before its tensors exist; the longest first."""
+    """Sequences of a group before its tensors exist, and the blocks that each reads: [first, end) of its table."""
 
     sequences: list[int]
-    lengths: list[int]
+    block_ranges: list[tuple[int, int]]
+
+    @property
+    def num_blocks(self) -> int:
+        """Of each sequence, with padding."""
+        return self.block_ranges[0][1] - self.block_ranges[0][0]
 
 
 def make_plan(
@@ -134,14 +143,14 @@ def make_plan(
     tiles = {window: list(_make_tiles(step, window)) for window in drafts}
     num_rows = max(
         (
-            *(len(draft.sequences) * draft.lengths[0] for group in drafts.values() for draft in group),
+            *(len(draft.sequences) * draft.num_blocks * block_size for group in drafts.values() for draft in group),
             *(len(slots) for group in tiles.values() for tile in group for slots in (tile.near_slots, *tile.far_slots)),
         ),
         default=0,
     )
     keys, values = torch.empty((2, num_rows, width), dtype=key_cache.dtype).unbind()
     plans = {
-        window: WindowPlan([_make_group(step, draft, keys, values) for draft in drafts[window]], tiles[window])
+        window: WindowPlan([_make_group(step, draft, window, keys, values) for draft in drafts[window]], tiles[window])
         for window in drafts
     }
     by_window = {window: plans[effective[window]] for window in effective}
@@ -150,24 +159,22 @@ def make_plan(
 
 def _draft_groups(step: _Step, window: int | None) -> Iterator[_GroupDraft]:
     """Groups of decoding sequences, by falling length: at most a quarter of a row is padding."""
-    lengths = {
-        sequence: _decode_length(step.context_lengths[sequence], window)
-        for sequence, num_queries in enumerate(step.query_lengths)
-        if num_queries == 1
+    ranges = {
+        sequence: ((end - length) // step.block_size, -(-end // step.block_size))
+        for sequence, (num_queries, end) in enumerate(zip(step.query_lengths, step.context_lengths, strict=True))
+        if num_queries == 1 and (length := _decode_length(end, window)) <= step.piece_keys
     }
     draft = _GroupDraft([], [])
-    for sequence in sorted(lengths, key=lengths.__getitem__, reverse=True):
-        length = lengths[sequence]
-        if length > step.piece_keys:
-            continue
-        longest = draft.lengths[0] if draft.lengths else length
-        is_full = (len(draft.lengths) + 1) * longest * step.key_bytes > GROUP_BYTES
-        if draft.lengths and (is_full or length < 0.75 * longest):
-            yield draft
-            draft = _GroupDraft([], [])
+    for sequence, (first, end) in sorted(ranges.items(), key=lambda item: item[1][0] - item[1][1]):
+        if draft.sequences:
+            longest = draft.num_blocks
+            num_bytes = (len(draft.sequences) + 1) * longest * step.block_size * step.key_bytes
+            if num_bytes > GROUP_BYTES or end - first < 0.75 * longest:
+                yield draft
+                draft = _GroupDraft([], [])
         draft.sequences.append(sequence)
-        draft.lengths.append(length)
-    if draft.lengths:
+        draft.block_ranges.append((first, end))
+    if draft.sequences:
         yield draft
 
 
@@ -175,34 +182,54 @@ def _decode_length(context_length: int, window: int | None) -> int:
     return context_length if window is None else min(context_length, window)
 
 
-def _make_group(step: _Step, draft: _GroupDraft, keys: torch.Tensor, values: torch.Tensor) -> DecodeGroup:
+def _make_group(
+    step: _Step, draft: _GroupDraft, window: int | None, keys: torch.Tensor, values: torch.Tensor
+) -> DecodeGroup:
     order = sorted(range(len(draft.sequences)), key=draft.sequences.__getitem__)
     sequences = torch.tensor([draft.sequences[i] for i in order])
-    lengths = torch.tensor([draft.lengths[i] for i in order])
-    num_sequences, num_keys = len(order), draft.lengths[0]
+    first_blocks = torch.tensor([draft.block_ranges[i][0] for i in order])
     ends = torch.tensor([step.context_lengths[draft.sequences[i]] for i in order])
-    offsets = torch.arange(num_keys)
-    positions = torch.minimum((ends - lengths).unsqueeze(1) + offsets, (ends - 1).unsqueeze(1))
-    blocks = step.block_tables[sequences].gather(1, positions // step.block_size).to(torch.int64)
-    slots = (blocks * step.block_size + positions % step.block_size).view(-1)
-    rows = torch.tensor([step.first_rows[draft.sequences[i]] for i in order])
-    is_whole_step = num_sequences == len(step.query_lengths)
-    num_rows = num_sequences * num_keys
-    return DecodeGroup(
-        num_sequences=num_sequences,
-        num_keys=num_keys,
-        rows=None if is_whole_step else rows,
-        slots=slots,
-        mask=_length_mask(lengths, num_keys, step.dtype) if draft.lengths[-1] < num_keys else None,
+    starts = torch.zeros_like(ends) if window is None else (ends - window).clamp_min_(0)
+    table_columns = first_blocks.unsqueeze(1) + torch.arange(draft.num_blocks)
+    is_own = table_columns * step.block_size < ends.unsqueeze(1)
+    table_columns = torch.where(is_own, table_columns, first_blocks.unsqueeze(1))
+    blocks = step.block_tables[sequences].gather(1, table_columns).to(torch.int64)
+    first_columns = starts - first_blocks * step.block_size
+    end_columns = ends - first_blocks * step.block_size
+    columns = slice(int(first_columns.min()), int(end_columns.max()))
+    num_columns = draft.num_blocks * step.block_size
+    num_rows = len(order) * num_columns
+    is_whole_step = len(order) == len(step.query_lengths)
+    group = DecodeGroup(
+        num_sequences=len(order),
+        columns=columns,
+        rows=None if is_whole_step else torch.tensor([step.first_rows[draft.sequences[i]] for i in order]),
+        blocks=blocks.view(-1),
+        mask=None,
+        stale=None,
         keys=keys[:num_rows],
         values=values[:num_rows],
     )
+    if int(first_columns.max()) > columns.start or int(end_columns.min()) < columns.stop:
+        _hide_padding(group, first_columns, end_columns, num_columns, step)
+    return group
 
 
-def _length_mask(lengths: torch.Tensor, num_keys: int, dtype: torch.dtype) -> torch.Tensor:
-    """0 for the first `lengths[b]` keys of row b, -inf behind, [B, 1, 1, L]."""
-    is_padding = torch.arange(num_keys) >= lengths.unsqueeze(1)
-    return torch.zeros(is_padding.shape, dtype=dtype).masked_fill_(is_padding, float("-inf"))[:, None, None, :]
+def _hide_padding(
+    group: DecodeGroup,
+    first_columns: torch.Tensor,
+    end_columns: torch.Tensor,
+    num_columns: int,
+    step: _Step,
+) -> None:
+    """Adds mask and stale rows; sequence b reads the columns [first_columns[b], end_columns[b])."""
+    columns = torch.arange(group.columns.start, group.columns.stop)
+    is_hidden = (columns >= end_columns.unsqueeze(1)) | (columns < first_columns.unsqueeze(1))
+    mask = torch.zeros(is_hidden.shape, dtype=step.dtype).masked_fill_(is_hidden, float("-inf"))
+    group.mask = mask[:, None, None, :]
+    behind = end_columns.unsqueeze(1) + torch.arange(step.block_size - 1)
+    is_stale = behind // step.block_size == (end_columns.unsqueeze(1) - 1) // step.block_size
+    group.stale = (behind + num_columns * torch.arange(group.num_sequences).unsqueeze(1))[is_stale]
 
 
 def _make_tiles(step: _Step, window: int | None) -> Iterator[Tile]:

@@ -37,22 +37,18 @@ def attend(
 ) -> torch.Tensor:
     """See `quire.kernels.paged_attention.attend`."""
     plan = metadata.by_window[sliding_window]
-    num_kv_heads = key_cache.shape[2]
-    width = num_kv_heads * key_cache.shape[3]
-    key_rows, value_rows = key_cache.view(-1, width), value_cache.view(-1, width)
     output = torch.empty(query.shape, dtype=query.dtype)
     for group in plan.groups:
-        _attend_group(query, key_rows, value_rows, num_kv_heads, group, scale, output)
+        _attend_group(query, key_cache, value_cache, group, scale, output)
     for tile in plan.tiles:
-        _attend_tile(query, key_rows, value_rows, num_kv_heads, tile, metadata, scale, output)
+        _attend_tile(query, key_cache, value_cache, tile, metadata, scale, output)
     return output
 
 
 def _attend_group(
     query: torch.Tensor,
-    key_rows: torch.Tensor,
-    value_rows: torch.Tensor,
-    num_kv_heads: int,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
     group: DecodeGroup,
     scale: float,
     output: torch.Tensor,
@@ -61,12 +57,10 @@ def _attend_group(
     if group.rows is not None:
         query = query.index_select(0, group.rows)
     num_heads, head_dim = query.shape[1:]
+    num_kv_heads = key_cache.shape[2]
     grouped = (group.num_sequences, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    shape = (group.num_sequences, group.num_keys, num_kv_heads, head_dim)
-    keys = torch.index_select(key_rows, 0, group.slots, out=group.keys).view(shape)
-    values = torch.index_select(value_rows, 0, group.slots, out=group.values).view(shape)
-    if keys.dtype != query.dtype:
-        keys, values = keys.to(query.dtype), values.to(query.dtype)
+    keys = _gather_blocks(key_cache, group, group.keys).to(query.dtype)
+    values = _gather_blocks(value_cache, group, group.values).to(query.dtype)
     attended = scaled_dot_product_attention(
         query.view(grouped), keys.transpose(1, 2), values.transpose(1, 2), attn_mask=group.mask, scale=scale
     )
@@ -76,17 +70,28 @@ def _attend_group(
         output.index_copy_(0, group.rows, attended.reshape(query.shape))
 
 
+def _gather_blocks(cache: torch.Tensor, group: DecodeGroup, buffer: torch.Tensor) -> torch.Tensor:
+    """The group's keys or values, [B, L, H_kv, D] in the buffer."""
+    num_blocks, _, num_kv_heads, head_dim = cache.shape
+    torch.index_select(cache.view(num_blocks, -1), 0, group.blocks, out=buffer.view(len(group.blocks), -1))
+    if group.stale is not None:
+        buffer.index_fill_(0, group.stale, 0)
+    return buffer.view(group.num_sequences, -1, num_kv_heads, head_dim)[:, group.columns]
+
+
 def _attend_tile(
     query: torch.Tensor,
-    key_rows: torch.Tensor,
-    value_rows: torch.Tensor,
-    num_kv_heads: int,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
     tile: Tile,
     metadata: AttentionMetadata,
     scale: float,
     output: torch.Tensor,
 ) -> None:
     """Fills in the output rows of a tile of consecutive queries."""
+    num_kv_heads = key_cache.shape[2]
+    width = num_kv_heads * key_cache.shape[3]
+    key_rows, value_rows = key_cache.view(-1, width), value_cache.view(-1, width)
     rows = slice(tile.first_row, tile.first_row + tile.num_queries)
     heads = (tile.num_queries, num_kv_heads, query.shape[1] // num_kv_heads, query.shape[2])
     tile_query = query[rows].view(heads).permute(1, 2, 0, 3)

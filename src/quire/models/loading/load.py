@@ -33,7 +33,7 @@ def load_model(
     Args:
         checkpoint: What to load; random weights where its format is dummy.
         dtype: Of the parameters.
-        progress: Whether a bar on standard error shows the bytes read.
+        progress: Whether a bar shows the bytes read, where standard error is a terminal.
         device: Where the parameters go.
         seed: Of random weights.
         max_model_len: See `create_model`.
@@ -71,8 +71,6 @@ def fill_parameters(
         tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=None if progress else True) as bar,
     ):
         for name, of_parameter in _by_parameter(transfers).items():
-            for transfer in of_parameter:
-                files.prefetch(transfer.entry)
             parameter = _allocate(model, name, model.get_parameter(name), device)
             for transfer in of_parameter:
                 _put(dequantizer, parameter, files.rows(transfer.entry), transfer)

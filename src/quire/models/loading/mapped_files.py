@@ -1,6 +1,5 @@
 """Files of weights mapped into memory, read by the pages that are touched."""
 
-import contextlib
 import mmap
 import warnings
 from pathlib import Path
@@ -16,7 +15,7 @@ class MappedFiles:
     """Maps each file once; hands out the bytes of tensors as views, which must not be written to."""
 
     def __init__(self) -> None:
-        self._files: dict[Path, tuple[mmap.mmap, Tensor]] = {}
+        self._files: dict[Path, Tensor] = {}
 
     def rows(self, entry: TensorEntry) -> Tensor:
         """The tensor's bytes, uint8 [rows, bytes per row], not copied.
@@ -25,7 +24,7 @@ class MappedFiles:
             CheckpointNotFoundError: The file is gone.
             CorruptCheckpointError: The file has become shorter since its header was read.
         """
-        _, file_bytes = self._map(entry.file)
+        file_bytes = self._map(entry.file)
         if entry.offset + entry.num_bytes > len(file_bytes):
             raise CorruptCheckpointError(
                 f"{entry.file}: tensor {entry.name!r} ends at byte {entry.offset + entry.num_bytes} "
@@ -34,14 +33,7 @@ class MappedFiles:
         num_rows = entry.shape[0] if entry.shape else 1
         return file_bytes[entry.offset : entry.offset + entry.num_bytes].view(num_rows, -1)
 
-    def prefetch(self, entry: TensorEntry) -> None:
-        """Asks the system to read the tensor's pages; returns at once."""
-        mapping, _ = self._map(entry.file)
-        start = entry.offset - entry.offset % mmap.PAGESIZE
-        with contextlib.suppress(OSError, ValueError):
-            mapping.madvise(mmap.MADV_WILLNEED, start, entry.offset + entry.num_bytes - start)
-
-    def _map(self, path: Path) -> tuple[mmap.mmap, Tensor]:
+    def _map(self, path: Path) -> Tensor:
         if path not in self._files:
             try:
                 with path.open("rb") as file:
@@ -51,5 +43,5 @@ class MappedFiles:
             with warnings.catch_warnings():
                 # torch warns that nothing keeps us from writing to memory that cannot be written to.
                 warnings.simplefilter("ignore", UserWarning)
-                self._files[path] = (mapping, torch.frombuffer(mapping, dtype=torch.uint8))
+                self._files[path] = torch.frombuffer(mapping, dtype=torch.uint8)
         return self._files[path]
