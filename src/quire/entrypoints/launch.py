@@ -98,9 +98,9 @@ def build_engine(config: EngineConfig, checkpoint: Checkpoint, *, serving: bool)
 
 def _import_torch() -> None:
     """The slowest import, at a place of its own so that it can be timed, and done while others work."""
-    from quire.worker.threads import let_threads_sleep
+    from quire.worker.threads import prepare_torch
 
-    let_threads_sleep()
+    prepare_torch()
     import torch  # noqa: F401
 
 
@@ -124,7 +124,7 @@ async def start_async_engine(config: EngineConfig, *, log_level: str = "info") -
     except BaseException:
         await process.close()
         raise
-    located = replace(config, model=replace(config.model, model=str(checkpoint.path)))
+    located = replace(config, model=replace(config.model, model=str(checkpoint.path), revision=None))
     tokenizer, client = await asyncio.gather(
         asyncio.to_thread(load_tokenizer, checkpoint.tokenizer), process.start(located, log_level)
     )

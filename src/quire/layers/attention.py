@@ -56,11 +56,11 @@ class Attention(nn.Module):
         """[T, hidden] -> [T, hidden], or [N, hidden] of `rows` [N] only. Writes the layer's keys and values."""
         assert batch.attention is not None, "the model prepares the batch"
         key_cache, value_cache = batch.kv_caches[self.layer_index]
-        heads = self.qkv.forward(x).view(len(x), -1, self.head_dim)
+        heads = self.qkv.forward(x).view(x.shape[0], -1, self.head_dim)
         query, key = self._turned(heads[:, : self.num_heads + self.num_kv_heads], batch)
         write_kv(key, heads[:, self.num_heads + self.num_kv_heads :], key_cache, value_cache, batch.slot_mapping)
         attended = attend(query, key_cache, value_cache, batch.attention, self.scale, self.sliding_window)
-        attended = attended.view(len(x), -1)
+        attended = attended.view(x.shape[0], -1)
         return self.output.forward(attended if rows is None else attended.index_select(0, rows))
 
     def _turned(self, heads: torch.Tensor, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:

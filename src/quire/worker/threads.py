@@ -1,4 +1,4 @@
-"""How many threads the model may use, and how they wait for each other."""
+"""How many threads the model may use, and how they behave."""
 
 import math
 import os
@@ -17,11 +17,15 @@ def num_usable_cpus(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
     return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
 
 
-def let_threads_sleep() -> None:
-    """Makes torch's threads sleep where they wait for each other, instead of spinning.
+def prepare_torch() -> None:
+    """Settings that torch's libraries read when they are loaded. No effect once torch is imported, nor where the user
+    has decided.
 
-    A spinning thread holds the core that its peer needs as soon as anything else runs on the machine, an HTTP server
-    for one, and a step then takes several times as long. Has no effect once torch is imported, nor where the user
-    has decided (OMP_WAIT_POLICY).
+    OpenMP's threads sleep where they wait for each other. A spinning thread holds the core that its peer needs as soon
+    as anything else runs on the machine, an HTTP server for one, and a step then takes several times as long.
+
+    MKL sums in the same order on every thread and at every address. Otherwise a sequence's numbers depend on which
+    thread computes it, and so on how many others there are.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

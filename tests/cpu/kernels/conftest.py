@@ -13,6 +13,9 @@ def _assert_close(name: str, actual: torch.Tensor, expected: torch.Tensor, ratio
 
     Args:
         name: What is compared, for the message.
+        actual: From the fast implementation.
+        expected: From the reference.
+        ratio: Of the errors; a single element may be off by ten times as much.
     """
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     assert actual.dtype == expected.dtype, f"{name}: {actual.dtype}, expected {expected.dtype}"

@@ -105,6 +105,7 @@ def test_cache_of_another_format(name, assert_close, error_ratios):
 
 
 LONG_CASES = {
+    "fresh prompt in tiles": Case([(0, 100), (0, 9), (0, 10)]),
     "far range in pieces": Case([(150, 40), (90, 1), (0, 30), (31, 2)]),
     "long decode in pieces": Case([(300, 1), (64, 1), (20, 1)]),
     "window with edge and far": Case([(0, 200), (110, 50), (120, 1)], window=70),
@@ -121,7 +122,8 @@ def test_long_contexts_in_bounded_memory(name, dtype, monkeypatch, assert_close,
     key_bytes = case.num_kv_heads * case.head_dim * dtype.itemsize
     monkeypatch.setattr(plan, "PIECE_BYTES", 48 * key_bytes)
     monkeypatch.setattr(plan, "GROUP_BYTES", 48 * key_bytes)
-    monkeypatch.setattr(plan, "WINDOW_TILE_QUERIES", 24)
+    monkeypatch.setattr(plan, "MIN_TILE_QUERIES", 9)
+    monkeypatch.setattr(plan, "MAX_WINDOW_TILE_QUERIES", 24)
     step = _check(case, dtype, dtype, assert_close, error_ratios[dtype])
     metadata = _prepare(step, case.window, dtype)
     assert len(metadata.keys) <= max(48, *step.query_lengths)
@@ -131,9 +133,10 @@ def test_buffers_do_not_grow_with_the_context():
     table = torch.arange(6250, dtype=torch.int32).unsqueeze(0)
     key_cache = torch.empty((6250, 16, 8, 128), device="meta", dtype=torch.bfloat16)
     metadata = prepare([2048], [100_000], table, key_cache, dtype=torch.bfloat16)
-    tile = metadata.by_window[None].tiles[0]
+    tiles = metadata.by_window[None].tiles
     assert metadata.keys.numel() * 2 <= plan.PIECE_BYTES
-    assert tile.mask is None and sum(map(len, tile.far_slots)) == 97_952
+    assert all(tile.mask is None for tile in tiles)
+    assert sum(map(len, tiles[-1].far_slots)) + tiles[-1].num_queries == 100_000
 
 
 def test_windows_of_several_sizes_in_one_step(assert_close):

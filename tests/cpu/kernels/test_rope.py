@@ -22,7 +22,8 @@ def test_tables_hold_cosines_and_sines():
     cosines, sines = rope_tables(torch.tensor([3, 2]), torch.tensor([1.0, 0.5]), 2.0, torch.float32)
     assert cosines.shape == sines.shape == (2, 1, 4)
     assert cosines[0, 0].tolist() == pytest.approx([2 * math.cos(a) for a in (3.0, 1.5, 3.0, 1.5)])
-    assert sines[0, 0].tolist() == pytest.approx([2 * s for s in (-math.sin(3), -math.sin(1.5), math.sin(3), math.sin(1.5))])
+    expected = [2 * s for s in (-math.sin(3.0), -math.sin(1.5), math.sin(3.0), math.sin(1.5))]
+    assert sines[0, 0].tolist() == pytest.approx(expected)
 
 
 def test_scores_depend_on_the_distance_only():

@@ -125,7 +125,8 @@ def test_mixed_batches(architecture, block_size, reference_of, model_of, driver_
     model_type, overrides = ARCHITECTURES[architecture]
     reference = reference_of(model_type, **overrides)
     driver = driver_of(model_of(reference), block_size=block_size)
-    prompts = {name: _tokens(length, seed) for seed, (name, length) in enumerate(zip("abcde", (61, 40, 33, 17, 2)))}
+    lengths = {"a": 61, "b": 40, "c": 33, "d": 17, "e": 2}
+    prompts = {name: _tokens(length, seed) for seed, (name, length) in enumerate(lengths.items())}
     remaining = {name: list(token_ids) for name, token_ids in prompts.items()}
     logits: dict[str, list[torch.Tensor]] = {name: [] for name in prompts}
     generator = random.Random(5)

@@ -149,6 +149,7 @@ def test_the_same_seed_gives_the_same_tokens_alone_and_among_63_others(engine: L
     params = SamplingParams(temperature=0.9, top_p=0.95, seed=1234, max_tokens=48, ignore_eos=True)
     others = SamplingParams(temperature=1.0, max_tokens=40, ignore_eos=True)
     prompt = "Tell me about the sea and the wind."
+    engine.reset_prefix_cache()
     alone = engine.generate([prompt], params, use_tqdm=False)
     prompts = [*make_prompts()[:31], prompt, *make_prompts()[:32]]
     crowd = engine.generate(prompts, [others] * 31 + [params] + [others] * 32, use_tqdm=False)
@@ -156,10 +157,13 @@ def test_the_same_seed_gives_the_same_tokens_alone_and_among_63_others(engine: L
     assert crowd[31].outputs[0].token_ids == alone[0].outputs[0].token_ids
 
 
-def test_the_same_seed_gives_the_same_tokens_across_preemption(model_path: Path, engine: LLM) -> None:
-    params = [SamplingParams(temperature=0.8, seed=seed, max_tokens=64, ignore_eos=True) for seed in range(24)]
+def test_the_same_seed_gives_the_same_tokens_across_preemption(model_path: Path) -> None:
+    sampling = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "max_tokens": 64, "ignore_eos": True}
+    params = [SamplingParams(seed=seed, **sampling) for seed in range(24)]
     prompts = make_prompts()[:24]
-    calm = engine.generate(prompts, params, use_tqdm=False)
+    roomy = make_engine(model_path, enable_prefix_caching=False)
+    calm = roomy.generate(prompts, params, use_tqdm=False)
+    roomy.shutdown()
     crowded = make_engine(model_path, num_gpu_blocks_override=64)
     stormy = crowded.generate(prompts, params, use_tqdm=False)
     stats = crowded.get_stats()
@@ -172,6 +176,7 @@ def test_the_same_seed_gives_the_same_tokens_across_preemption(model_path: Path,
 def test_samples_of_one_prompt_share_its_prefill(engine: LLM) -> None:
     prompt = "Name an animal. " * 30
     params = SamplingParams(n=4, temperature=1.0, seed=5, max_tokens=8, ignore_eos=True)
+    engine.generate(["warm"], params, use_tqdm=False)
     engine.reset_prefix_cache()
     before = engine.get_stats()
     output = engine.generate([prompt], params, use_tqdm=False)[0]

@@ -27,8 +27,14 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """See `quire.kernels.linear.linear`."""
-    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    """See `quire.kernels.linear.linear`.
+
+    A row's result does not depend on the rows beside it, except that one row alone may be summed in another order. So
+    one row is multiplied as two: a sequence then computes the same numbers alone and in a batch.
+    """
+    if x.shape[0] == 1:
+        return linear(x.expand(2, -1), weight, bias)[:1]
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return product
 
 

@@ -65,7 +65,7 @@ def write_kv(
         value_cache: The same.
         slot_mapping: [T] int64; block * block_size + offset of each token.
     """
-    assert key.shape == value.shape == (len(slot_mapping), *key_cache.shape[2:]), (
+    assert key.shape == value.shape == (*slot_mapping.shape, *key_cache.shape[2:]), (
         f"key {tuple(key.shape)}, value {tuple(value.shape)}, {len(slot_mapping)} slots, cache {tuple(key_cache.shape)}"
     )
     torch_cpu.write_kv(key, value, key_cache, value_cache, slot_mapping)

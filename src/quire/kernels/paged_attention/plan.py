@@ -21,8 +21,15 @@ import torch
 
 # Keys gathered at a time: large enough to amortise a call, small enough to stay in the cache between gather and use.
 GROUP_BYTES = 4 * 2**20
-PIECE_BYTES = 16 * 2**20
-WINDOW_TILE_QUERIES = 512
+PIECE_BYTES = 8 * 2**20
+
+# Queries per tile. torch's causal attention computes what it masks within blocks of 512 keys, so smaller tiles do less
+# work; each gathers its far range anew, so there are not many. A window's mask bounds them.
+MIN_TILE_QUERIES = 128
+MAX_TILES = 8
+MAX_WINDOW_TILE_QUERIES = 512
+LANES = 16
+"""Floats in the widest vector register."""
 
 
 @dataclass(slots=True)
@@ -30,7 +37,7 @@ class DecodeGroup:
     """B sequences with one query each, whose blocks fill M columns of the buffer, of which columns are read.
 
     Attributes:
-        columns: Those that any of the sequences reads, L of M.
+        columns: Those that any of the sequences reads, in whole vector registers: L of M.
         rows: [B] int64, their rows on the flat axis; None if they are all rows in order.
         blocks: [B * blocks of the longest] int64.
         mask: [B, 1, 1, L], 0 or -inf, of the queries' dtype; None where all read all columns.
@@ -196,8 +203,8 @@ def _make_group(
     blocks = step.block_tables[sequences].gather(1, table_columns).to(torch.int64)
     first_columns = starts - first_blocks * step.block_size
     end_columns = ends - first_blocks * step.block_size
-    columns = slice(int(first_columns.min()), int(end_columns.max()))
     num_columns = draft.num_blocks * step.block_size
+    columns = _whole_lanes(int(first_columns.min()), int(end_columns.max()), num_columns)
     num_rows = len(order) * num_columns
     is_whole_step = len(order) == len(step.query_lengths)
     group = DecodeGroup(
@@ -213,6 +220,15 @@ def _make_group(
     if int(first_columns.max()) > columns.start or int(end_columns.min()) < columns.stop:
         _hide_padding(group, first_columns, end_columns, num_columns, step)
     return group
+
+
+def _whole_lanes(first: int, end: int, num_columns: int) -> slice:
+    """Columns to read, widened to whole vector registers where the buffer has them.
+
+    Sums then run over the same lanes however many sequences share the group, and a sequence gets the same numbers
+    alone and in a batch.
+    """
+    return slice(first // LANES * LANES, min(-(-end // LANES) * LANES, num_columns))
 
 
 def _hide_padding(
@@ -241,7 +257,9 @@ def _make_tiles(step: _Step, window: int | None) -> Iterator[Tile]:
         start = end - num_queries
         first_row = step.first_rows[sequence] - start
         reach = window if window is not None and window < end else None
-        size = num_queries if reach is None else WINDOW_TILE_QUERIES
+        size = max(MIN_TILE_QUERIES, -(-num_queries // MAX_TILES))
+        if reach is not None:
+            size = min(size, MAX_WINDOW_TILE_QUERIES)
         for first in range(start, end, size):
             last = min(first + size, end)
             yield _make_tile(step, slots, first_row + first, first, last, reach, masks)

@@ -73,7 +73,7 @@ def _attend_group(
 def _gather_blocks(cache: torch.Tensor, group: DecodeGroup, buffer: torch.Tensor) -> torch.Tensor:
     """The group's keys or values, [B, L, H_kv, D] in the buffer."""
     num_blocks, _, num_kv_heads, head_dim = cache.shape
-    torch.index_select(cache.view(num_blocks, -1), 0, group.blocks, out=buffer.view(len(group.blocks), -1))
+    torch.index_select(cache.view(num_blocks, -1), 0, group.blocks, out=buffer.view(*group.blocks.shape, -1))
     if group.stale is not None:
         buffer.index_fill_(0, group.stale, 0)
     return buffer.view(group.num_sequences, -1, num_kv_heads, head_dim)[:, group.columns]
@@ -90,51 +90,62 @@ def _attend_tile(
 ) -> None:
     """Fills in the output rows of a tile of consecutive queries."""
     num_kv_heads = key_cache.shape[2]
-    width = num_kv_heads * key_cache.shape[3]
-    key_rows, value_rows = key_cache.view(-1, width), value_cache.view(-1, width)
     rows = slice(tile.first_row, tile.first_row + tile.num_queries)
     heads = (tile.num_queries, num_kv_heads, query.shape[1] // num_kv_heads, query.shape[2])
     tile_query = query[rows].view(heads).permute(1, 2, 0, 3)
-    near_keys, near_values = _gather(key_rows, value_rows, tile.near_slots, tile_query, metadata)
-    if not tile.far_slots:
-        attended = scaled_dot_product_attention(
-            tile_query, near_keys, near_values, attn_mask=tile.mask, is_causal=tile.mask is None, scale=scale
-        )
+    keys = _gather_slots(key_cache, tile.near_slots, metadata.keys, tile_query)
+    values = _gather_slots(value_cache, tile.near_slots, metadata.values, tile_query)
+    if tile.far_slots:
+        attended, log_sum = _partial_attention(tile_query, keys, values, tile.mask, tile.mask is None, scale)
+        attended = _add_far(tile_query, key_cache, value_cache, tile, metadata, scale, attended, log_sum)
     else:
-        attended, log_sum = _partial_attention(tile_query, near_keys, near_values, tile.mask is None, tile.mask, scale)
-        attended = attended.float()
-        for slots in tile.far_slots:
-            far_keys, far_values = _gather(key_rows, value_rows, slots, tile_query, metadata)
-            further, further_log_sum = _partial_attention(tile_query, far_keys, far_values, False, None, scale)
-            attended.lerp_(further.float(), torch.sigmoid(further_log_sum - log_sum).unsqueeze_(-1))
-            log_sum = torch.logaddexp(log_sum, further_log_sum)
+        attended = scaled_dot_product_attention(
+            tile_query, keys, values, attn_mask=tile.mask, is_causal=tile.mask is None, scale=scale
+        )
     output[rows].view(heads).copy_(attended.permute(2, 0, 1, 3))
 
 
-def _gather(
-    key_rows: torch.Tensor,
-    value_rows: torch.Tensor,
-    slots: torch.Tensor,
+def _add_far(
     tile_query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    tile: Tile,
     metadata: AttentionMetadata,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values at `slots` [L], each [H_kv, G, L, D] where the axis G takes no memory."""
-    num_kv_heads, group_size, _, head_dim = tile_query.shape
-    keys = torch.index_select(key_rows, 0, slots, out=metadata.keys[: len(slots)]).to(tile_query.dtype)
-    values = torch.index_select(value_rows, 0, slots, out=metadata.values[: len(slots)]).to(tile_query.dtype)
-    shape = (num_kv_heads, group_size, len(slots), head_dim)
-    return (
-        keys.view(-1, num_kv_heads, 1, head_dim).permute(1, 2, 0, 3).expand(shape),
-        values.view(-1, num_kv_heads, 1, head_dim).permute(1, 2, 0, 3).expand(shape),
-    )
+    scale: float,
+    attended: torch.Tensor,
+    log_sum: torch.Tensor,
+) -> torch.Tensor:
+    """Merges the far range into attention [H_kv, G, T, D] over edge and near; exp(log_sum): its softmax denominator.
+
+    No query is masked here, so the heads of a group stand on the query axis: each key is read once for all of them.
+    """
+    num_kv_heads, group_size, num_queries, head_dim = tile_query.shape
+    packed = (num_kv_heads, 1, group_size * num_queries, head_dim)
+    packed_query = tile_query.reshape(packed)
+    merged, log_sum = attended.float().reshape(packed), log_sum.reshape(packed[:3])
+    for slots in tile.far_slots:
+        keys = _gather_slots(key_cache, slots, metadata.keys, packed_query)
+        values = _gather_slots(value_cache, slots, metadata.values, packed_query)
+        further, further_log_sum = _partial_attention(packed_query, keys, values, None, False, scale)
+        merged.lerp_(further.float(), torch.sigmoid(further_log_sum - log_sum).unsqueeze_(-1))
+        log_sum = torch.logaddexp(log_sum, further_log_sum)
+    return merged.view(tile_query.shape)
+
+
+def _gather_slots(cache: torch.Tensor, slots: torch.Tensor, buffer: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """Keys or values at `slots` [L] for a query [H_kv, G, T, D], as [H_kv, G, L, D]; the axis G takes no memory."""
+    num_kv_heads, group_size, _, head_dim = query.shape
+    rows = cache.view(-1, num_kv_heads * head_dim)
+    gathered = torch.index_select(rows, 0, slots, out=buffer[: slots.shape[0]]).to(query.dtype)
+    return gathered.view(-1, num_kv_heads, 1, head_dim).permute(1, 2, 0, 3).expand(-1, group_size, -1, -1)
 
 
 def _partial_attention(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    is_causal: bool,
     mask: torch.Tensor | None,
+    is_causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention over some of the keys and the logarithm of its softmax denominator, [H_kv, G, T] float32."""

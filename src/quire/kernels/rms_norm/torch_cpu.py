@@ -8,5 +8,5 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float, update: torc
     if update is not None:
         x.add_(update)
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    scale = norm.mul_(norm).mul_(1.0 / x.shape[-1]).add_(epsilon).rsqrt_()
     return torch.mul(x, scale).mul_(weight).to(x.dtype)
