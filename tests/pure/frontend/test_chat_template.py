@@ -148,6 +148,7 @@ def test_arguments_of_tool_calls_become_objects() -> None:
         ([*HI, {"role": 3, "content": "Hi"}], "messages[1].role"),
         ([{"role": "user", "content": 3}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], "messages[0].content[0].type"),
+        ([{"role": "user", "content": [{"type": ["text"], "text": "x"}]}], "messages[0].content[0].type"),
         ([{"role": "user", "content": ["a", {"type": "text"}]}], "messages[0].content[1]"),
         ([{"role": "user", "content": "a\ufdd0b"}], "messages[0].content"),
         ([{"role": "user", "content": object()}], "messages[0].content"),
