@@ -131,11 +131,6 @@ class EngineClient:
         assert self._info is not None, "the engine is not ready"
         return self._info
 
-    @property
-    def process_id(self) -> int | None:
-        """The engine's process; None where it shares ours."""
-        return self._process.pid if self._process else None
-
     async def start(self, message: wire.Start | None = None) -> None:
         """Sends `message`, if any, and waits for the engine to be ready."""
         if message is not None:

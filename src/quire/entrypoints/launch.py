@@ -34,8 +34,6 @@ from quire.scheduler.scheduler import Scheduler
 if TYPE_CHECKING:
     from quire.worker.cpu_executor import CpuExecutor
 
-logger = logging.getLogger("quire.launch")
-
 
 @dataclass(slots=True)
 class BuiltEngine:

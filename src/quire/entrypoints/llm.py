@@ -1,6 +1,5 @@
 """`LLM`: a model in this process, for batches."""
 
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -19,8 +18,6 @@ from quire.types.ids import RequestId
 from quire.types.outputs import RequestOutput
 from quire.types.sampling import SamplingParams
 from quire.types.stats import EngineStats
-
-logger = logging.getLogger("quire.llm")
 
 Messages = Sequence[dict[str, Any]]
 

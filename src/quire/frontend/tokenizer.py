@@ -1,7 +1,6 @@
 """Text to token ids and back, over the `tokenizers` library."""
 
 import json
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,8 +12,6 @@ from quire.errors import CorruptCheckpointError, InvalidRequestError
 from quire.frontend.control_tokens import BREAK, ControlTokens
 from quire.frontend.gguf_tokenizer import build_gguf_tokenizer, starts_with_bos
 from quire.frontend.pieces import Pieces, make_pieces
-
-logger = logging.getLogger("quire.frontend")
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

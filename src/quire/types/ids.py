@@ -13,6 +13,3 @@ SlotIndex = NewType("SlotIndex", int)
 
 BlockId = NewType("BlockId", int)
 """A block of the KV cache, below `num_blocks`."""
-
-TokenId = NewType("TokenId", int)
-"""An index into the vocabulary."""
