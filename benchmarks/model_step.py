@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 
 from quire.checkpoint.architecture import ModelArchitecture, parse_architecture
+from quire.kernels.paged_attention import prepare
 from quire.layers.forward_batch import ForwardBatch
 from quire.models.registry import create_model
 
@@ -63,11 +64,16 @@ class PagedModel:
             token_ids=torch.randint(0, 49152, (num_sequences * count,)),
             positions=positions,
             slot_mapping=slots,
-            query_lengths=[count] * num_sequences,
-            context_lengths=[start + count] * num_sequences,
-            block_tables=tables,
             logit_rows=torch.arange(count - 1, num_sequences * count, count),
             kv_caches=self.kv_caches,
+            attention=prepare(
+                [count] * num_sequences,
+                [start + count] * num_sequences,
+                tables,
+                self.kv_caches[0][0],
+                dtype=self.model.dtype,
+                sliding_windows=self.model.sliding_windows,
+            ),
         )
         self.model.compute_logits(self.model.forward(batch))
 

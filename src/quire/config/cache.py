@@ -12,13 +12,14 @@ KV_CACHE_DTYPES = ("auto", "float16", "bfloat16", "float32")
 class CacheConfig:
     """How much memory the KV cache takes and how it is cut into blocks."""
 
-    block_size: int = option(16, help="Tokens per block.")
+    block_size: int = option(16, help="Tokens per block: 16, 32 or 64 on a GPU, any power of two on a CPU.")
     gpu_memory_utilization: float = option(
         0.92,
         basic=True,
-        help="Fraction of the device's memory for weights, activations and KV cache. On a CPU it is a fraction of "
-        "the available memory, and the KV cache takes no more than max_num_seqs sequences of max_model_len need, "
-        "4 GiB at most.",
+        aliases=("--device-memory-utilization",),
+        help="Fraction of the GPU's memory that this process may use for everything: weights, activations, CUDA graphs "
+        "and libraries, and the KV cache, which gets what is left. On a CPU it is a fraction of the available memory, "
+        "and the KV cache takes no more than max_num_seqs sequences of max_model_len need, 4 GiB at most.",
     )
     kv_cache_memory_bytes: int | None = option(
         None,
@@ -26,7 +27,11 @@ class CacheConfig:
         help="Exact size of the KV cache in bytes, instead of the fraction.",
     )
     num_gpu_blocks_override: int | None = option(None, help="Exact number of blocks, for tests.")
-    kv_cache_dtype: str = option("auto", choices=KV_CACHE_DTYPES, help="Number format of keys and values.")
+    kv_cache_dtype: str = option(
+        "auto",
+        choices=KV_CACHE_DTYPES,
+        help="Number format of keys and values; auto is the model's. On a GPU it cannot be another.",
+    )
     enable_prefix_caching: bool = option(True, help="Keep the blocks of past prompts and reuse them.")
 
     def __post_init__(self) -> None:

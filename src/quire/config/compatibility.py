@@ -159,14 +159,13 @@ _GROUPS: tuple[tuple[str, Mapping[str, tuple[Any, ...]]], ...] = (
         },
     ),
     (
-        "leave it out: steps run eagerly, there is nothing to compile or to capture",
+        "leave it out: nothing is compiled; --enforce-eager turns CUDA graphs off, and --cudagraph-capture-sizes says "
+        "for which numbers of sequences there are any",
         {
-            "enforce_eager": EITHER,
             "compilation_config": NOTHING,
             "optimization_level": (0,),
             "performance_mode": ("balanced",),
-            "cudagraph_capture_sizes": NOTHING,
-            "max_cudagraph_capture_size": (0,),
+            "max_cudagraph_capture_size": NOTHING,
             "max_seq_len_to_capture": NOTHING,
             "attention_backend": ("auto",),
             "attention_config": NOTHING,
@@ -293,8 +292,14 @@ _GROUPS: tuple[tuple[str, Mapping[str, tuple[Any, ...]]], ...] = (
             "otlp_traces_endpoint": NOTHING,
             "collect_detailed_traces": NOTHING,
             "kv_cache_metrics": OFF,
-            "profiler_config": NOTHING,
             "enable_server_load_tracking": OFF,
+        },
+    ),
+    (
+        "use --torch-profiler-dir FOLDER",
+        {
+            "profiler_config": NOTHING,
+            "enable_layerwise_nvtx_tracing": OFF,
         },
     ),
 )

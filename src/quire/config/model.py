@@ -24,7 +24,8 @@ class ModelConfig:
         "auto",
         choices=DTYPES,
         basic=True,
-        help="Number format of weights and activations; auto takes the fastest that keeps the checkpoint's accuracy.",
+        help="Number format of weights and activations. On a GPU auto is the checkpoint's own, and bfloat16 for "
+        "float32 and quantised GGUF; on a CPU the fastest that keeps the checkpoint's accuracy.",
     )
     max_model_len: int | None = option(
         None,

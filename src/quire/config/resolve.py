@@ -10,7 +10,10 @@ logger = logging.getLogger("quire.config")
 
 # (sequences, tokens) of a step. Offline use is after throughput, a server also after short steps.
 OFFLINE_LIMITS = {"cpu": (256, 4096), "cuda": (1024, 16384)}
-SERVER_LIMITS = {"cpu": (128, 2048), "cuda": (1024, 8192)}
+SERVER_LIMITS = {"cpu": (128, 2048), "cuda": (512, 2048)}
+
+CUDA_BLOCK_SIZES = (16, 32, 64)
+"""Tokens per block that the attention kernels are made for."""
 
 
 def resolve(config: EngineConfig, *, context_length: int, device: str, serving: bool) -> EngineConfig:
@@ -23,7 +26,7 @@ def resolve(config: EngineConfig, *, context_length: int, device: str, serving: 
         serving: Whether requests come one by one over HTTP.
 
     Raises:
-        ConfigError: A context longer than the model's.
+        ConfigError: A context longer than the model's, or an option that the device cannot honour.
     """
     wanted = config.model.max_model_len
     if wanted is not None and wanted > context_length:
@@ -33,9 +36,8 @@ def resolve(config: EngineConfig, *, context_length: int, device: str, serving: 
             param="max_model_len",
         )
     max_model_len = wanted or context_length
-    num_seqs, num_tokens = (SERVER_LIMITS if serving else OFFLINE_LIMITS)[device]
-    max_num_seqs = config.scheduler.max_num_seqs or num_seqs
-    max_num_batched_tokens = config.scheduler.max_num_batched_tokens or max(num_tokens, max_num_seqs)
+    max_num_seqs, max_num_batched_tokens = _step_limits(config, max_model_len, device, serving=serving)
+    _check_device_options(config, device, max_num_seqs)
     resolved = replace(
         config,
         model=replace(config.model, max_model_len=max_model_len),
@@ -50,3 +52,34 @@ def resolve(config: EngineConfig, *, context_length: int, device: str, serving: 
         max_num_batched_tokens,
     )
     return resolved
+
+
+def _step_limits(config: EngineConfig, max_model_len: int, device: str, *, serving: bool) -> tuple[int, int]:
+    """Sequences and tokens of a step. A default for tokens is no more than all sequences can have."""
+    num_seqs, num_tokens = (SERVER_LIMITS if serving else OFFLINE_LIMITS)[device]
+    max_num_seqs = config.scheduler.max_num_seqs or num_seqs
+    usable_tokens = min(max(num_tokens, max_num_seqs), max_num_seqs * max_model_len)
+    return max_num_seqs, config.scheduler.max_num_batched_tokens or usable_tokens
+
+
+def _check_device_options(config: EngineConfig, device: str, max_num_seqs: int) -> None:
+    if device == "cuda" and config.cache.block_size not in CUDA_BLOCK_SIZES:
+        raise ConfigError(
+            f"block_size must be one of {', '.join(map(str, CUDA_BLOCK_SIZES))} on a GPU, "
+            f"got {config.cache.block_size}",
+            hint="use --block-size 16, the default, or --device cpu, which takes every power of two",
+            param="block_size",
+        )
+    sizes = config.device.cudagraph_capture_sizes
+    if sizes is not None and device == "cpu":
+        raise ConfigError(
+            "cudagraph_capture_sizes needs a GPU, and the model runs on the CPU",
+            hint="leave it out",
+            param="cudagraph_capture_sizes",
+        )
+    if sizes is not None and max(sizes) > max_num_seqs:
+        raise ConfigError(
+            f"cudagraph_capture_sizes has {max(sizes)}, and a step has at most {max_num_seqs} sequences",
+            hint=f"leave out what is above {max_num_seqs}, or use --max-num-seqs {max(sizes)}",
+            param="cudagraph_capture_sizes",
+        )

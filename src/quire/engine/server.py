@@ -6,6 +6,7 @@ import socket
 import threading
 
 from quire.engine import wire
+from quire.engine.collector import rare_collections
 from quire.engine.loop import EngineLoop
 from quire.engine.outbox import Outbox
 from quire.engine.port import EngineInfo
@@ -35,13 +36,17 @@ class EngineServer:
         writer = threading.Thread(target=self._write, name="quire-engine-write", daemon=True)
         writer.start()
         try:
-            while self._take_messages():
-                outputs = self._loop.step()
-                if outputs.deltas or outputs.stats is not None:
-                    self._outbox.put(outputs)
+            with rare_collections():
+                self._step_until_closed()
         finally:
             self._outbox.close()
             writer.join(timeout=1.0)
+
+    def _step_until_closed(self) -> None:
+        while self._take_messages():
+            outputs = self._loop.step()
+            if outputs.deltas or outputs.stats is not None:
+                self._outbox.put(outputs)
 
     def _take_messages(self) -> bool:
         """Applies what has come in, waiting for it if there is nothing else to do. False at the end."""

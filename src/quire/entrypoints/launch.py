@@ -11,8 +11,9 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol, runtime_checkable
 
 from quire.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from quire.config.engine import EngineConfig
@@ -24,15 +25,53 @@ from quire.engine.loop import EngineLoop
 from quire.engine.port import EngineInfo
 from quire.engine.server import EngineServer
 from quire.engine.stop import make_stop_check
-from quire.errors import EngineProtocolError, QuireError
+from quire.errors import ConfigError, EngineProtocolError, QuireError
 from quire.frontend.async_engine import AsyncEngine
-from quire.frontend.input_processor import create_input_processor
+from quire.frontend.input_processor import InputProcessor, create_input_processor
 from quire.frontend.tokenizer import Tokenizer, load_tokenizer
 from quire.kvcache.manager import KVCacheManager
 from quire.scheduler.scheduler import Scheduler
+from quire.worker.start_report import StartReport, process_age_seconds
 
-if TYPE_CHECKING:
-    from quire.worker.cpu_executor import CpuExecutor
+logger = logging.getLogger("quire.start")
+
+
+class Ledger(Protocol):
+    """Who got how much of a device's memory."""
+
+    def as_dict(self) -> dict[str, int]:
+        """Bytes by purpose."""
+
+
+@runtime_checkable
+class ProfilingExecutor(Executor, Protocol):
+    """An executor that can record what it does; see `quire.worker.profiler`."""
+
+    def start_profile(self) -> None:
+        """Begins to record a trace."""
+
+    def stop_profile(self) -> str:
+        """Ends it and returns the trace's path."""
+
+
+class DeviceExecutor(ProfilingExecutor, Protocol):
+    """An executor that has loaded a model onto its device; what the engine around it must know."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the KV cache."""
+
+    @property
+    def dtype(self) -> str:
+        """Number format of weights and activations."""
+
+    @property
+    def memory(self) -> Ledger:
+        """Who got how much memory."""
+
+    @property
+    def start_seconds(self) -> dict[str, float]:
+        """What its constructor spent its time on, by phase."""
 
 
 @dataclass(slots=True)
@@ -43,55 +82,67 @@ class BuiltEngine:
     executor: Executor
     info: EngineInfo
 
+    def profiler(self) -> ProfilingExecutor:
+        """The executor, as one that can record.
 
-def build_engine(config: EngineConfig, checkpoint: Checkpoint, *, serving: bool) -> BuiltEngine:
+        Raises:
+            ConfigError: It cannot.
+        """
+        if not isinstance(self.executor, ProfilingExecutor):
+            raise ConfigError(f"{type(self.executor).__name__} records no traces")
+        return self.executor
+
+
+def start_offline(config: EngineConfig) -> tuple[BuiltEngine, InputProcessor]:
+    """Finds and loads a model, all in this process; logs what that took.
+
+    Raises:
+        QuireError: The model cannot be found or loaded, or does not fit.
+    """
+    report = StartReport()
+    checkpoint = open_checkpoint(config.model)
+    report.end_phase("open_checkpoint")
+    with ThreadPoolExecutor(1, thread_name_prefix="quire-tokenizer") as pool:
+        reading = pool.submit(load_tokenizer, checkpoint.tokenizer)
+        engine = build_engine(config, checkpoint, serving=False, report=report)
+    try:
+        inputs = create_input_processor(config.model, checkpoint, reading.result(), engine.info)
+    except BaseException:
+        engine.executor.shutdown()
+        raise
+    report.end_phase("tokenizer")
+    logger.info("%s", report.table())
+    return engine, inputs
+
+
+def build_engine(
+    config: EngineConfig, checkpoint: Checkpoint, *, serving: bool, report: StartReport | None = None
+) -> BuiltEngine:
     """Loads the model and builds the loop around it, in this process.
+
+    Args:
+        config: As the user gave it.
+        checkpoint: What it names.
+        serving: Whether requests come one by one over HTTP.
+        report: Takes the phases of the start; they go on from its last.
 
     Raises:
         QuireError: The model cannot be loaded or does not fit.
     """
-    begin = time.perf_counter()
+    report = report or StartReport()
     _import_torch()
-    imported = time.perf_counter()
-    resolved = resolve(
-        config,
-        context_length=checkpoint.architecture.context_length,
-        device="cpu",
-        serving=serving,
-    )
+    report.end_phase("import_torch")
+    context_length = checkpoint.architecture.context_length
+    device = _choose_device(config)
+    resolved = resolve(config, context_length=context_length, device=device, serving=serving)
+    report.end_phase("find_device")
     executor = _build_executor(resolved, checkpoint)
-    scheduler_config = resolved.scheduler
-    assert resolved.model.max_model_len is not None
-    assert scheduler_config.max_num_seqs is not None and scheduler_config.max_num_batched_tokens is not None
-    cache = KVCacheManager(
-        num_blocks=executor.num_blocks,
-        block_size=resolved.cache.block_size,
-        enable_prefix_caching=resolved.cache.enable_prefix_caching,
-    )
-    scheduler = Scheduler(
-        cache=cache,
-        max_num_seqs=scheduler_config.max_num_seqs,
-        max_num_batched_tokens=scheduler_config.max_num_batched_tokens,
-        max_model_len=resolved.model.max_model_len,
-        policy=scheduler_config.scheduling_policy,
-        check_stop=make_stop_check(resolved.model.max_model_len),
-    )
-    info = EngineInfo(
-        max_model_len=resolved.model.max_model_len,
-        max_num_seqs=scheduler_config.max_num_seqs,
-        max_num_batched_tokens=scheduler_config.max_num_batched_tokens,
-        scheduling_policy=scheduler_config.scheduling_policy,
-        num_blocks=executor.num_blocks,
-        block_size=resolved.cache.block_size,
-        vocab_size=checkpoint.architecture.vocab_size,
-        dtype=executor.dtype,
-        device=resolved.device.device,
-        memory=executor.memory.as_dict(),
-        start_seconds={"import_torch": imported - begin, **executor.start_seconds},
-    )
+    report.include(executor.start_seconds, rest="build_executor")
+    loop = EngineLoop(_build_scheduler(resolved, executor.num_blocks), executor, time.monotonic)
     # What has been built lives as long as the process: the collector need not look at it again.
     gc.freeze()
-    return BuiltEngine(EngineLoop(scheduler, executor, time.monotonic), executor, info)
+    report.end_phase("build_scheduler")
+    return BuiltEngine(loop, executor, _describe(resolved, checkpoint, executor, report))
 
 
 def _import_torch() -> None:
@@ -102,20 +153,79 @@ def _import_torch() -> None:
     import torch  # noqa: F401
 
 
-def _build_executor(config: EngineConfig, checkpoint: Checkpoint) -> "CpuExecutor":
+def _choose_device(config: EngineConfig) -> str:
+    from quire.worker.device import choose_device
+
+    return choose_device(config.device.device)
+
+
+def _build_executor(config: EngineConfig, checkpoint: Checkpoint) -> DeviceExecutor:
+    if config.device.device == "cuda":
+        from quire.worker.cuda_executor import CudaExecutor
+
+        return CudaExecutor(config, checkpoint)
     from quire.worker.cpu_executor import CpuExecutor
 
     return CpuExecutor(config, checkpoint)
 
 
-async def start_async_engine(config: EngineConfig, *, log_level: str = "info") -> AsyncEngine:
+def _build_scheduler(config: EngineConfig, num_blocks: int) -> Scheduler:
+    limits, max_model_len = config.scheduler, config.model.max_model_len
+    assert max_model_len is not None
+    assert limits.max_num_seqs is not None and limits.max_num_batched_tokens is not None
+    cache = KVCacheManager(
+        num_blocks=num_blocks,
+        block_size=config.cache.block_size,
+        enable_prefix_caching=config.cache.enable_prefix_caching,
+    )
+    return Scheduler(
+        cache=cache,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_model_len=max_model_len,
+        policy=limits.scheduling_policy,
+        check_stop=make_stop_check(max_model_len),
+    )
+
+
+def _describe(
+    config: EngineConfig, checkpoint: Checkpoint, executor: DeviceExecutor, report: StartReport
+) -> EngineInfo:
+    limits, max_model_len = config.scheduler, config.model.max_model_len
+    assert max_model_len is not None
+    assert limits.max_num_seqs is not None and limits.max_num_batched_tokens is not None
+    return EngineInfo(
+        max_model_len=max_model_len,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        scheduling_policy=limits.scheduling_policy,
+        num_blocks=executor.num_blocks,
+        block_size=config.cache.block_size,
+        vocab_size=checkpoint.architecture.vocab_size,
+        dtype=executor.dtype,
+        device=config.device.device,
+        memory=executor.memory.as_dict(),
+        start_seconds=report.seconds,
+    )
+
+
+async def start_async_engine(
+    config: EngineConfig, *, log_level: str = "info", report: StartReport | None = None
+) -> AsyncEngine:
     """Starts an engine process and the front end for it.
 
     The process imports torch while this one finds the model and reads its tokenizer.
 
+    Args:
+        config: As the user gave it.
+        log_level: Of the engine process.
+        report: Takes the phases of the start; they are those of the engine process, which takes longest.
+
     Raises:
         QuireError: The model cannot be found or loaded, or does not fit.
     """
+    report = report or StartReport()
+    report.end_phase("command")
     process = await EngineProcess.spawn([sys.executable, "-m", "quire.entrypoints.launch"])
     try:
         checkpoint = await asyncio.to_thread(open_checkpoint, config.model)
@@ -126,6 +236,7 @@ async def start_async_engine(config: EngineConfig, *, log_level: str = "info") -
     tokenizer, client = await asyncio.gather(
         asyncio.to_thread(load_tokenizer, checkpoint.tokenizer), process.start(located, log_level)
     )
+    report.include(client.info.start_seconds, rest="front_end")
     return _front_end(config, checkpoint, tokenizer, client)
 
 
@@ -166,17 +277,22 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = serve_socket(sys.argv[1])
+    report = StartReport(age_seconds=process_age_seconds())
+    report.end_phase("start_process")
     _import_torch()
+    report.end_phase("import_torch")
     body = wire.read_frame(connection)
     if body is None:
         return
     message = wire.decode_to_engine(body)
     if not isinstance(message, wire.Start):
         raise EngineProtocolError(f"the first message is {type(message).__name__}, not Start")
+    report.end_phase("wait_for_front_end")
     logging.basicConfig(level=message.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     try:
         checkpoint = open_checkpoint(message.config.model)
-        built = build_engine(message.config, checkpoint, serving=True)
+        report.end_phase("open_checkpoint")
+        built = build_engine(message.config, checkpoint, serving=True, report=report)
     except QuireError as error:
         failure = wire.StartFailed(kind=type(error).__name__, message=error.message, hint=error.hint, param=error.param)
         connection.sendall(wire.encode(failure))

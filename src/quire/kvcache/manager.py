@@ -1,7 +1,6 @@
 """The KV cache as the scheduler sees it: tables that open, grow, fork and close."""
 
 import struct
-from collections import Counter
 from collections.abc import Sequence
 from operator import attrgetter
 
@@ -46,7 +45,7 @@ class KVCacheManager:
         self._num_queried_tokens = 0
         self._num_hit_tokens = 0
         self._num_evicted_blocks = 0
-        self._misses: Counter[MissReason] = Counter()
+        self._misses = dict.fromkeys(MissReason, 0)
 
     @property
     def num_free_blocks(self) -> int:
@@ -220,10 +219,12 @@ class KVCacheManager:
         """Asserts that tables, references, free blocks and index agree. O(blocks + table entries)."""
         self._pool.check_invariants()
         self._index.check_invariants()
-        references = Counter(block_id for table in self._tables for block_id in table.block_ids)
-        for index in range(self.num_blocks):
-            num_references = self._pool.num_references(BlockId(index))
-            assert num_references == references[BlockId(index)], f"block {index}: {num_references} references"
+        references = [0] * self.num_blocks
+        for table in self._tables:
+            for block_id in table.block_ids:
+                references[block_id] += 1
+        counts = self._pool.reference_counts()
+        assert references == counts, _describe_difference(references, counts)
         for table in self._tables:
             self._check_table(table)
 
@@ -236,6 +237,11 @@ class KVCacheManager:
         assert table.num_tokens_to_commit in (NEVER, (table.num_hashed_blocks + 1) * self.block_size)
         for block_id in block_ids[table.num_tokens // self.block_size :]:
             assert self._pool.num_references(block_id) == 1, f"block {block_id} is shared and not full"
+
+
+def _describe_difference(named: list[int], counted: list[int]) -> str:
+    index = next(index for index, (left, right) in enumerate(zip(named, counted, strict=True)) if left != right)
+    return f"block {index}: {counted[index]} references, named by {named[index]} tables"
 
 
 def _pack(token_ids: Sequence[int]) -> bytes:

@@ -23,7 +23,7 @@ BlockHash = Callable[[bytes], bytes]
 
 
 @enum.unique
-class MissReason(enum.Enum):
+class MissReason(enum.StrEnum):
     """Why a lookup ended before the end of the prompt."""
 
     NO_MATCH = "no match"
@@ -236,6 +236,5 @@ class PrefixIndex:
         for block_id in owned:
             assert self._parents[block_id] < self._serials[block_id] <= self._last_serial, "a serial is out of order"
             assert self._tokens[block_id], f"block {block_id} is indexed without its tokens"
-        keeping = [index for index in range(len(self._owners)) if self._pool.keeps_content(BlockId(index))]
-        assert keeping == owned, "the pool keeps other blocks than the index knows"
+        assert self._pool.keeping_blocks() == owned, "the pool keeps other blocks than the index knows"
         assert len(self._evicted) <= self._num_remembered, "too many evicted contents are remembered"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from quire.kernels.paged_attention import attend, write_kv
-from quire.kernels.rope import rope
+from quire.kernels.paged_attention import attend
+from quire.kernels.rope_kv_write import rope_kv_write
 from quire.layers.forward_batch import ForwardBatch
 from quire.layers.linear import Linear
 from quire.layers.norm import RMSNorm
@@ -46,30 +46,43 @@ class Attention(nn.Module):
         qkv_width = width + 2 * shape.num_kv_heads * shape.head_dim
         self.qkv = Linear(shape.hidden_size, qkv_width, bias=shape.bias, dtype=dtype, device=device)
         self.output = Linear(width, shape.hidden_size, bias=shape.output_bias, dtype=dtype, device=device)
+        self.qk_norm_epsilon = shape.qk_norm_epsilon or 0.0
         self.query_norm: RMSNorm | None = None
         self.key_norm: RMSNorm | None = None
         if shape.qk_norm_epsilon is not None:
             self.query_norm = RMSNorm(shape.head_dim, shape.qk_norm_epsilon, dtype=dtype, device=device)
             self.key_norm = RMSNorm(shape.head_dim, shape.qk_norm_epsilon, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor, batch: ForwardBatch, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """[T, hidden] -> [T, hidden], or [N, hidden] of `rows` [N] only. Writes the layer's keys and values."""
-        assert batch.attention is not None, "the model prepares the batch"
-        key_cache, value_cache = batch.kv_caches[self.layer_index]
-        heads = self.qkv.forward(x).view(x.shape[0], -1, self.head_dim)
-        query, key = self._turned(heads[:, : self.num_heads + self.num_kv_heads], batch)
-        write_kv(key, heads[:, self.num_heads + self.num_kv_heads :], key_cache, value_cache, batch.slot_mapping)
-        attended = attend(query, key_cache, value_cache, batch.attention, self.scale, self.sliding_window)
-        attended = attended.view(x.shape[0], -1)
-        return self.output.forward(attended if rows is None else attended.index_select(0, rows))
+    def forward(
+        self, stream: torch.Tensor, norm: RMSNorm, batch: ForwardBatch, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Adds the attention of norm(stream) to the stream [T, hidden] in place and returns it.
 
-    def _turned(self, heads: torch.Tensor, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys [T, H + H_kv, D] after norm and rope."""
+        With `rows` [N] only those rows are added to and returned, as a new [N, hidden]. Writes the layer's keys and
+        values for all T tokens either way.
+        """
+        key_cache, value_cache = batch.kv_caches[self.layer_index]
+        query = self._query(self.qkv.forward(stream, norm=norm), key_cache, value_cache, batch)
+        attended = attend(query, key_cache, value_cache, batch.attention, self.scale, self.sliding_window)
+        attended = attended.view(stream.shape[0], -1)
+        if rows is not None:
+            stream, attended = stream.index_select(0, rows), attended.index_select(0, rows)
+        return self.output.forward(attended, add_to=stream)
+
+    def _query(
+        self, qkv: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, batch: ForwardBatch
+    ) -> torch.Tensor:
+        """Queries [T, H, D] after norm and rope; keys and values have gone into their slots."""
         assert batch.rotation is not None, "the model prepares the batch"
-        cosines, sines = batch.rotation
-        if self.query_norm is None or self.key_norm is None:
-            turned = rope(heads, cosines, sines)
-            return turned[:, : self.num_heads], turned[:, self.num_heads :]
-        query = self.query_norm.forward(heads[:, : self.num_heads])
-        key = self.key_norm.forward(heads[:, self.num_heads :])
-        return rope(query, cosines, sines), rope(key, cosines, sines)
+        return rope_kv_write(
+            qkv,
+            batch.rotation,
+            key_cache,
+            value_cache,
+            batch.slot_mapping,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            query_norm=None if self.query_norm is None else self.query_norm.weight,
+            key_norm=None if self.key_norm is None else self.key_norm.weight,
+            epsilon=self.qk_norm_epsilon,
+        )

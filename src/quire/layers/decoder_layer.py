@@ -12,7 +12,7 @@ from quire.layers.norm import RMSNorm
 class DecoderLayer(nn.Module):
     """stream += attention(norm(stream)); stream += mlp(norm(stream)).
 
-    Each addition is left to the norm that follows it, so a layer returns the update that its successor adds.
+    Norms and additions are part of the products next to them: a kernel may fuse them.
     """
 
     def __init__(
@@ -32,15 +32,10 @@ class DecoderLayer(nn.Module):
         self.mlp_norm = RMSNorm(shape.hidden_size, epsilon, dtype=dtype, device=device)
         self.mlp = GatedMLP(shape.hidden_size, intermediate_size, bias=mlp_bias, dtype=dtype, device=device)
 
-    def forward(self, stream: torch.Tensor, update: torch.Tensor | None, batch: ForwardBatch) -> torch.Tensor:
-        """Adds `update` and the attention to the stream [T, hidden] in place; returns the MLP's update."""
-        attended = self.attention.forward(self.attention_norm.forward(stream, update), batch)
-        return self.mlp.forward(self.mlp_norm.forward(stream, attended))
+    def forward(self, stream: torch.Tensor, batch: ForwardBatch, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Adds attention and MLP to the stream [T, hidden] in place and returns it.
 
-    def forward_rows(
-        self, stream: torch.Tensor, update: torch.Tensor | None, batch: ForwardBatch, rows: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`forward` for the last layer: (stream, update) [N, hidden] of the rows [N] that anyone will look at."""
-        attended = self.attention.forward(self.attention_norm.forward(stream, update), batch, rows)
-        stream = stream.index_select(0, rows)
-        return stream, self.mlp.forward(self.mlp_norm.forward(stream, attended))
+        With `rows` [N], for the last layer: a new stream [N, hidden] of the rows that anyone will look at.
+        """
+        stream = self.attention.forward(stream, self.attention_norm, batch, rows)
+        return self.mlp.forward(stream, self.mlp_norm)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from quire.kernels.linear import PackedWeight, linear, pack
+from quire.layers.norm import RMSNorm
 from quire.layers.parameter import empty_parameter
 
 
@@ -31,7 +32,22 @@ class Linear(nn.Module):
             self.packed = pack(self.weight)
             self.weight = None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, in] -> [T, out]."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        *,
+        norm: RMSNorm | None = None,
+        gated: bool = False,
+        add_to: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[T, in] -> [T, out]; see `quire.kernels.linear.linear` for what can be fused.
+
+        Args:
+            x: [T, in].
+            norm: Applied to x first.
+            gated: The result is silu(first half) * second half, [T, out / 2].
+            add_to: [T, out]; the result is added to it in place.
+        """
         assert self.packed is not None, "finish_loading has not been called"
-        return linear(x, self.packed, self.bias)
+        spec = None if norm is None else norm.spec
+        return linear(x, self.packed, self.bias, norm=spec, gated=gated, add_to=add_to)

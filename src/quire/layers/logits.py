@@ -10,8 +10,8 @@ from quire.layers.parameter import empty_parameter
 class LogitsHead(nn.Module):
     """The output projection.
 
-    A head that is tied to the embedding has no parameter of its own; `finish_loading` packs a copy of the
-    embedding, because the two are read in different ways.
+    A head that is tied to the embedding has no parameter of its own; `finish_loading` packs the embedding, as a
+    copy where the product wants another layout.
 
     Attributes:
         weight: [vocab, hidden]; None after `finish_loading`, and always None for a tied head.
@@ -38,4 +38,4 @@ class LogitsHead(nn.Module):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, hidden] -> [N, vocab] float32, a new tensor."""
         assert self.packed is not None, "finish_loading has not been called"
-        return linear(hidden, self.packed).float()
+        return linear(hidden, self.packed, out_dtype=torch.float32)

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from quire.kernels.silu_mul import silu_mul
 from quire.layers.linear import Linear
+from quire.layers.norm import RMSNorm
 
 
 class GatedMLP(nn.Module):
@@ -17,6 +17,6 @@ class GatedMLP(nn.Module):
         self.gate_up = Linear(hidden_size, 2 * intermediate_size, bias=bias, dtype=dtype, device=device)
         self.down = Linear(intermediate_size, hidden_size, bias=bias, dtype=dtype, device=device)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, hidden] -> [T, hidden]."""
-        return self.down.forward(silu_mul(self.gate_up.forward(x)))
+    def forward(self, stream: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        """Adds the block's output for norm(stream) to the stream [T, hidden] in place and returns it."""
+        return self.down.forward(self.gate_up.forward(stream, norm=norm, gated=True), add_to=stream)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from quire.kernels.linear import NormWeight
 from quire.kernels.rms_norm import rms_norm
 from quire.layers.parameter import empty_parameter
 
@@ -15,6 +16,11 @@ class RMSNorm(nn.Module):
         self.weight = empty_parameter(size, dtype=dtype, device=device)
         self.epsilon = epsilon
 
-    def forward(self, x: torch.Tensor, update: torch.Tensor | None = None) -> torch.Tensor:
-        """[..., size] -> [..., size]. With `update`, x += update in place before."""
-        return rms_norm(x, self.weight, self.epsilon, update)
+    @property
+    def spec(self) -> NormWeight:
+        """The norm as a prologue of a matrix product."""
+        return NormWeight(self.weight, self.epsilon)
+
+    def forward(self, x: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """[..., size] -> [..., size]; with `rows` [N] only those of x [T, size]."""
+        return rms_norm(x, self.weight, self.epsilon, rows)

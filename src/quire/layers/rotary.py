@@ -24,8 +24,12 @@ class RotaryEmbedding:
     inverse_frequencies: torch.Tensor
     factor: float = 1.0
 
+    def to(self, device: torch.device) -> "RotaryEmbedding":
+        """The same on another device."""
+        return RotaryEmbedding(self.inverse_frequencies.to(device), self.factor)
+
     def tables(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of positions [T], each [T, 1, R]; see `quire.kernels.rope.rope_tables`."""
+        """Cosines and sines of positions [T]; see `quire.kernels.rope.rope_tables`."""
         return rope_tables(positions, self.inverse_frequencies, self.factor, dtype)
 
 

@@ -1,13 +1,12 @@
 """The decoder-only transformer that all architectures here are variants of."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
 from quire.checkpoint.architecture import ModelArchitecture
 from quire.kernels.linear import PackedWeight
-from quire.kernels.paged_attention import prepare
 from quire.layers.attention import AttentionShape
 from quire.layers.decoder_layer import DecoderLayer
 from quire.layers.embedding import Embedding
@@ -40,6 +39,7 @@ class DecoderModel(nn.Module):
     ) -> None:
         super().__init__()
         self.architecture = architecture
+        self.dtype = dtype
         vocab_size, hidden_size = architecture.vocab_size, architecture.hidden_size
         self.embedding = Embedding(vocab_size, hidden_size, dtype=dtype, device=device)
         layers = [self._make_layer(i, dtype=dtype, device=device) for i in range(architecture.num_hidden_layers)]
@@ -54,7 +54,7 @@ class DecoderModel(nn.Module):
         self.is_ready = False
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """Runs a step. Writes its keys and values into the batch's caches, fills in what its layers share.
+        """Runs a step. Writes its keys and values into the batch's caches, fills in the rotation.
 
         Returns:
             [N, hidden]: normed final hidden states of `batch.logit_rows`.
@@ -62,17 +62,30 @@ class DecoderModel(nn.Module):
         if not self.is_ready:
             self.finish_loading()
         stream = self.embedding.forward(batch.token_ids)
-        self._prepare(batch, stream.dtype)
-        update = None
+        batch.rotation = self.rotary.tables(batch.positions, stream.dtype)
         *layers, last_layer = self._layers
         for layer in layers:
-            update = layer.forward(stream, update, batch)
-        stream, update = last_layer.forward_rows(stream, update, batch, batch.logit_rows)
-        return self.norm.forward(stream, update)
+            layer.forward(stream, batch)
+        return self.norm.forward(last_layer.forward(stream, batch, batch.logit_rows))
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, hidden] -> [N, vocab] float32, a new tensor."""
         return self.logits.forward(hidden)
+
+    def products(self, num_tokens: int) -> list[Callable[[], object]]:
+        """The matrix products of a step of so many tokens, one of each kind, on zeros: to compile their kernels."""
+        layer, architecture = self._layers[0], self.architecture
+        stream = self.embedding.weight.new_zeros(num_tokens, architecture.hidden_size)
+        width = architecture.num_attention_heads * architecture.head_dim
+        attended = stream.new_zeros(num_tokens, width)
+        gated = stream.new_zeros(num_tokens, architecture.intermediate_size)
+        return [
+            lambda: layer.attention.qkv.forward(stream, norm=layer.attention_norm),
+            lambda: layer.attention.output.forward(attended, add_to=torch.zeros_like(stream)),
+            lambda: layer.mlp.gate_up.forward(stream, norm=layer.mlp_norm, gated=True),
+            lambda: layer.mlp.down.forward(gated, add_to=torch.zeros_like(stream)),
+            lambda: self.compute_logits(stream),
+        ]
 
     def tensor_map(self) -> dict[str, Placement]:
         """Where each tensor of a checkpoint in Transformers' naming goes; all of them must be there.
@@ -98,6 +111,7 @@ class DecoderModel(nn.Module):
             if isinstance(module, Linear):
                 module.finish_loading()
         self.logits.finish_loading(self.embedding.weight)
+        self.rotary = self.rotary.to(self.embedding.weight.device)
         self.is_ready = True
 
     def num_weight_bytes(self) -> int:
@@ -110,17 +124,6 @@ class DecoderModel(nn.Module):
             packed = module.packed if isinstance(module, (Linear, LogitsHead)) else None
             if packed is not None:
                 yield packed
-
-    def _prepare(self, batch: ForwardBatch, dtype: torch.dtype) -> None:
-        batch.rotation = self.rotary.tables(batch.positions, dtype)
-        batch.attention = prepare(
-            batch.query_lengths,
-            batch.context_lengths,
-            batch.block_tables,
-            batch.kv_caches[0][0],
-            dtype=dtype,
-            sliding_windows=self.sliding_windows,
-        )
 
     def _make_layer(self, index: int, *, dtype: torch.dtype, device: str) -> DecoderLayer:
         architecture = self.architecture

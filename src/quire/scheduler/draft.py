@@ -10,13 +10,13 @@ class InFlight:
 
     Attributes:
         rows: Its sequences, in the plan's order.
-        sampled: Those of them that draw a token, in the same order.
+        sampled: Those of them that draw a token, in the same order; the same list where all do.
     """
 
-    __slots__ = ("rows", "sampled", "step")
+    __slots__ = ("plan", "rows", "sampled")
 
-    def __init__(self, step: int, rows: list[Sequence], sampled: list[Sequence]) -> None:
-        self.step = step
+    def __init__(self, plan: StepPlan, rows: list[Sequence], sampled: list[Sequence]) -> None:
+        self.plan = plan
         self.rows = rows
         self.sampled = sampled
 
@@ -52,14 +52,19 @@ class Draft:
             sequence.table.num_tokens -= 1
         self.plan.new_block_ids.pop(sequence.slot, None)
 
-    def seal(self, released_slots: list[SlotIndex]) -> InFlight:
-        """Completes the plan."""
+    def seal(self, released_slots: list[SlotIndex], before: InFlight | None) -> InFlight:
+        """Completes the plan; with what the plan `before` has, where the same sequences compute one token each."""
         plan, singles = self.plan, self.singles
-        sampled = singles + [row for row, samples in zip(self.chunks, plan.samples, strict=True) if samples]
+        plan.released_slots = released_slots
+        if before is not None and not self.chunks and before.rows is before.sampled and singles == before.rows:
+            same = before.plan
+            plan.slots, plan.sequence_ids = same.slots, same.sequence_ids
+            plan.num_tokens, plan.samples = same.num_tokens, same.samples
+            return InFlight(plan, before.rows, before.rows)
         rows = singles + self.chunks
+        drawing = [row for row, samples in zip(self.chunks, plan.samples, strict=True) if samples]
         plan.num_tokens = [1] * len(singles) + plan.num_tokens
         plan.samples = [True] * len(singles) + plan.samples
         plan.slots = [sequence.slot for sequence in rows]  # type: ignore[misc]
         plan.sequence_ids = [sequence.sequence_id for sequence in rows]
-        plan.released_slots = released_slots
-        return InFlight(plan.step, rows, sampled)
+        return InFlight(plan, rows, singles + drawing if self.chunks else rows)

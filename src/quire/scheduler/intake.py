@@ -34,5 +34,11 @@ def too_large_message(sequence: Sequence, cache: KVCacheManager) -> str:
 
 
 def error_delta(sequence: Sequence, message: str) -> SequenceDelta:
-    """The end of a sequence that failed."""
-    return SequenceDelta(sequence.request_id, sequence.sample_index, finish_reason=FinishReason.ERROR, error=message)
+    """The end of a sequence that failed, with the outputs that were not reported yet."""
+    return SequenceDelta(
+        sequence.request_id,
+        sequence.sample_index,
+        sequence.token_ids[sequence.num_reported_tokens :],
+        finish_reason=FinishReason.ERROR,
+        error=message,
+    )

@@ -27,9 +27,16 @@ def check_places(groups: Iterable[SampleGroup], running: list[Sequence], waiting
 def check_sequence(sequence: Sequence, in_flight: Iterable[InFlight]) -> None:
     """Asserts that the counts of a sequence agree with each other, its table and the plans in flight."""
     num_drawn = sum(record.sampled.count(sequence) for record in in_flight)
+    num_known = len(sequence.token_ids)
     assert not sequence.is_finished, "an ended sequence was kept"
     assert sequence.num_pending == num_drawn, "pending tokens are not those in flight"
     assert sequence.num_tokens <= sequence.max_num_tokens, "more tokens than allowed"
+    if sequence.report_interval == 1:
+        assert sequence.num_reported_tokens == num_known, "a report is overdue"
+    else:
+        assert sequence.num_reported_tokens <= num_known < sequence.report_at, "a report is overdue"
+        assert sequence.num_quiet_tokens < sequence.report_at, "it would not be looked at when it is due"
+    assert sequence.num_quiet_tokens < sequence.max_num_tokens, "it would not be looked at when it ends"
     if sequence.slot is None:
         assert sequence.table is None and sequence.num_computed_tokens == 0, "blocks without a slot"
         return
@@ -37,6 +44,11 @@ def check_sequence(sequence: Sequence, in_flight: Iterable[InFlight]) -> None:
     assert sequence.num_computed_tokens < sequence.num_tokens, "nothing left to compute"
     assert sequence.num_computed_tokens == sequence.table.num_tokens, "the table counts other tokens"
     assert sequence.num_computed_tokens <= sequence.table.capacity, "tokens without a block"
+    assert sequence.num_quiet_tokens <= sequence.table.num_tokens_to_commit, "a full block would not be shared"
+    if sequence.num_tokens <= sequence.num_ready_tokens:
+        assert not sequence.is_behind, "ready, but it wants more than one token"
+        assert sequence.num_ready_tokens < sequence.max_num_tokens, "ready beyond its last token"
+        assert sequence.num_ready_tokens <= sequence.table.capacity, "ready without a block"
 
 
 def check_budget(running: list[Sequence], max_num_batched_tokens: int) -> None:

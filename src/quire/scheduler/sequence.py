@@ -3,9 +3,13 @@
 import copy
 
 from quire.kvcache.block_table import BlockTable
+from quire.types.deltas import SequenceDelta
 from quire.types.ids import RequestId, SequenceId, SlotIndex
 from quire.types.request import GenerationRequest
 from quire.types.sampling import SamplingParams
+
+REPORT_INTERVAL = 32
+"""Tokens of a sample that are reported together where nobody looks at each."""
 
 
 class SampleGroup:
@@ -21,6 +25,13 @@ class SampleGroup:
     def __init__(self) -> None:
         self.samples: list[Sequence] = []
         self.held: list[Sequence] = []
+
+    def sharer(self, last_step: int) -> "Sequence | None":
+        """A sample in a slot whose prompt is computed by a plan up to `last_step`."""
+        for sequence in self.samples:
+            if sequence.slot is not None and 0 < sequence.shareable_after_step <= last_step:
+                return sequence
+        return None
 
 
 class Sequence:
@@ -40,6 +51,10 @@ class Sequence:
         token_ids: Prompt, then the outputs that were seen; a replay's produced tokens are outputs.
         num_tokens: Known and pending ones.
         max_num_tokens: What `num_tokens` never exceeds.
+        num_ready_tokens: Up to this `num_tokens` it wants one token and has the block for it; 0 if that is not known.
+        num_quiet_tokens: Up to this length of `token_ids`, a token that is no stop token needs nothing but to be
+            appended, and reported if the interval is 1: it ends nothing and completes no block to share.
+        num_reported_tokens: Leading ones of `token_ids` that need not be reported any more.
         stop_token_ids: Every token that ends it.
         table: Its blocks while it holds a slot.
         num_reused_tokens: Leading tokens it did not compute itself when it last entered a slot.
@@ -53,6 +68,8 @@ class Sequence:
         num_blocks_needed: With fewer free blocks, entering a slot is not tried again.
         queue_seconds: From arrival until it first entered a slot.
         is_reported: Whether a delta was produced.
+        report_interval: Tokens that are reported together.
+        report_at: Length of `token_ids` from which on it is due to be reported.
     """
 
     __slots__ = (
@@ -71,11 +88,16 @@ class Sequence:
         "num_preemptions",
         "num_prompt_logprobs",
         "num_prompt_tokens",
+        "num_quiet_tokens",
+        "num_ready_tokens",
+        "num_reported_tokens",
         "num_reused_tokens",
         "num_sent_prompt_logprobs",
         "num_tokens",
         "queue_seconds",
         "rank",
+        "report_at",
+        "report_interval",
         "request",
         "request_id",
         "sample_index",
@@ -109,7 +131,9 @@ class Sequence:
         self.group = group
         self.token_ids: list[int] = [*request.prompt_token_ids, *produced]
         self.num_prompt_tokens = len(request.prompt_token_ids)
-        self.num_tokens = len(self.token_ids)
+        self.num_tokens = self.num_reported_tokens = len(self.token_ids)
+        self.report_interval = 1 if sampling.needs_every_token else REPORT_INTERVAL
+        self.report_at = self.num_reported_tokens + 1
         self.max_tokens: int = max_model_len if sampling.max_tokens is None else sampling.max_tokens
         self.min_tokens: int = sampling.min_tokens
         self.max_num_tokens = min(self.num_prompt_tokens + self.max_tokens, max_model_len)
@@ -140,6 +164,8 @@ class Sequence:
         self.shareable_after_step = 0
         self.entered_step = 0
         self.num_blocks_needed = 0
+        self.num_ready_tokens = 0
+        self.num_quiet_tokens = 0
 
     @property
     def num_output_tokens(self) -> int:
@@ -160,6 +186,33 @@ class Sequence:
     def reads_cache(self) -> bool:
         """Whether it may reuse cached tokens: not while it owes log-probabilities that only computing yields."""
         return self.num_sent_prompt_logprobs == self.num_prompt_logprobs
+
+    def report(self) -> SequenceDelta:
+        """The outputs that were not reported yet. Modifies what counts as reported."""
+        num_known = len(self.token_ids)
+        delta = SequenceDelta(self.request_id, self.sample_index, self.token_ids[self.num_reported_tokens :])
+        self.num_reported_tokens = num_known
+        self.report_at = num_known + self.report_interval
+        if not self.is_reported:
+            self.introduce(delta)
+            # Sequences that started together are reported in different steps from here on.
+            self.report_at = num_known + 1 + self.sequence_id % self.report_interval
+        return delta
+
+    def become_quiet(self) -> None:
+        """Sets `num_quiet_tokens` when all that was due has been done."""
+        num_quiet = self.max_num_tokens - 1
+        if self.report_interval > 1:
+            num_quiet = min(num_quiet, self.report_at - 1)
+        if self.table is not None:
+            num_quiet = min(num_quiet, self.table.num_tokens_to_commit)
+        self.num_quiet_tokens = num_quiet
+
+    def introduce(self, delta: SequenceDelta) -> None:
+        """Adds what the first delta of a sample carries."""
+        self.is_reported = True
+        delta.num_cached_tokens = self.num_cached_tokens
+        delta.queue_seconds = self.queue_seconds
 
     def restarted(self, sequence_id: SequenceId) -> "Sequence":
         """A copy that knows the same tokens and has computed none; nothing is pending."""

@@ -245,19 +245,20 @@ class FakeExecutor:
     def _resident_of_row(self, plan: StepPlan, row: int) -> _Resident:
         """The sequence of a row, after checking all that the row says of it."""
         slot, sequence_id, num_tokens = plan.slots[row], plan.sequence_ids[row], plan.num_tokens[row]
-        _require(slot in self._residents, f"slot {slot} runs but is empty")
+        _require(slot in self._residents, "slot {} runs but is empty", slot)
         resident = self._residents[slot]
         found = resident.description.sequence_id
-        _require(found == sequence_id, f"slot {slot} holds sequence {found}, the plan says {sequence_id}")
+        _require(found == sequence_id, "slot {} holds sequence {}, the plan says {}", slot, found, sequence_id)
         doomed = resident.broken_by in self._reported_failures
-        _require(not doomed, f"sequence {sequence_id} runs on although its step {resident.broken_by} failed")
+        _require(not doomed, "sequence {} runs on although its step {} failed", sequence_id, resident.broken_by)
         end, known = resident.num_computed_tokens + num_tokens, len(resident.token_ids)
         if resident.broken_by is None:
-            _require(end <= known, f"sequence {sequence_id} computes up to {end} and has {known} tokens")
+            _require(end <= known, "sequence {} computes up to {} and has {} tokens", sequence_id, end, known)
             samples = plan.samples[row]
-            _require(samples == (end == known), f"sequence {sequence_id} at {end} of {known}: samples is {samples}")
+            fits = samples == (end == known)
+            _require(fits, "sequence {} at {} of {}: samples is {}", sequence_id, end, known, samples)
         capacity = len(resident.block_ids) * self._block_size
-        _require(end <= capacity, f"sequence {sequence_id} computes up to {end} in blocks for {capacity}")
+        _require(end <= capacity, "sequence {} computes up to {} in blocks for {}", sequence_id, end, capacity)
         return resident
 
     def _write_tokens(self, rows: list[_Resident], counts: list[int]) -> None:
@@ -265,14 +266,18 @@ class FakeExecutor:
         for resident, num_tokens in zip(rows, counts, strict=True):
             sequence_id = resident.description.sequence_id
             resident.fingerprint()
-            begin = resident.num_computed_tokens
-            for position in range(begin, begin + num_tokens):
-                index, offset = divmod(position, self._block_size)
-                block_id = resident.block_ids[index]
+            size, begin = self._block_size, resident.num_computed_tokens
+            end = begin + num_tokens
+            for first in range(begin - begin % size, end, size):
+                block_id = resident.block_ids[first // size]
                 other = writers.setdefault(block_id, sequence_id)
-                _require(other == sequence_id, f"sequences {other} and {sequence_id} both write block {block_id}")
-                broken_by = resident.broken_by
-                self._kv[block_id][offset] = resident.fingerprints[position] if broken_by is None else -1 - broken_by
+                same = other == sequence_id
+                _require(same, "sequences {} and {} both write block {}", other, sequence_id, block_id)
+                low, high = max(first, begin), min(first + size, end)
+                written = resident.fingerprints[low:high]
+                if resident.broken_by is not None:
+                    written = [-1 - resident.broken_by] * (high - low)
+                self._kv[block_id][low - first : high - first] = written
 
     def _check_context(self, resident: _Resident) -> None:
         """Compares what the blocks hold with what the sequence needs there."""
@@ -327,6 +332,7 @@ def _logprobs_at(position: int, token_id: int) -> PositionLogprobs:
     return PositionLogprobs(token_ids=[token_id], logprobs=[-float(position)], ranks=[1])
 
 
-def _require(holds: bool, message: str) -> None:
+def _require(holds: bool, message: str, *values: object) -> None:
+    """Raises with `message`, into which `values` are put only then: most checks hold, and there are many."""
     if not holds:
-        raise PlanViolation(message)
+        raise PlanViolation(message.format(*values) if values else message)

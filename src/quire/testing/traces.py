@@ -38,7 +38,7 @@ def make_request(
 
 def random_prompt(rng: random.Random, num_tokens: int) -> list[int]:
     """Token ids of a prompt that shares a block with no other."""
-    return [rng.randrange(VOCAB_SIZE) for _ in range(num_tokens)]
+    return rng.choices(range(VOCAB_SIZE), k=num_tokens)
 
 
 def poisson_trace(

@@ -24,7 +24,8 @@ class SequenceDelta:
 
     Attributes:
         sample_index: Which of the request's samples.
-        token_ids: Produced since the last delta; the stop token included.
+        token_ids: Produced since the last delta; the stop token included. One, or many at once where
+            `SamplingParams.needs_every_token` is false.
         logprobs: One entry per token of `token_ids`; empty unless asked for.
         finish_reason: Set on the last delta of a sample.
         stop_token_id: The stop token that ended it; None for end-of-sequence and all else.

@@ -36,7 +36,9 @@ class NewSequence:
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step. A worker applies it in the order of the fields, then runs it.
+    """One step. A worker applies it in the order of the fields, then runs it, and modifies nothing in it.
+
+    While the same sequences compute one token each, the last four lists are the very objects of the plan before.
 
     Attributes:
         step: Counts up from 1.

@@ -4,7 +4,7 @@ import enum
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from quire.errors import ParameterError
@@ -109,9 +109,29 @@ class SamplingParams:
         """Whether the most likely token is taken."""
         return self.temperature == 0.0
 
+    @property
+    def shows_progress(self) -> bool:
+        """Whether there is anything to see before the end: with `best_of` the best answers are known only there."""
+        return self.output_kind is not RequestOutputKind.FINAL_ONLY and self.num_samples <= self.n
+
+    @property
+    def needs_every_token(self) -> bool:
+        """Whether somebody looks at each token when it comes; otherwise many may be reported at once."""
+        return self.shows_progress or bool(self.stop) or self.logprobs is not None
+
     def with_changes(self, **changes: Any) -> "SamplingParams":
         """A copy with other values, checked again."""
         return replace(self, **changes)
+
+    def completed(self, *, max_tokens: int, seed: int, output_kind: RequestOutputKind) -> "SamplingParams":
+        """A copy with what the user left open. The caller vouches for the values: nothing is checked."""
+        copy = object.__new__(SamplingParams)
+        for name in _FIELD_NAMES:
+            object.__setattr__(copy, name, getattr(self, name))
+        object.__setattr__(copy, "max_tokens", max_tokens)
+        object.__setattr__(copy, "seed", seed)
+        object.__setattr__(copy, "output_kind", output_kind)
+        return copy
 
     def _check_counts(self) -> None:
         _check_int("n", self.n, 1, MAX_SAMPLES)
@@ -185,6 +205,9 @@ class SamplingParams:
             object.__setattr__(self, "allowed_token_ids", allowed)
         if self.logit_bias is not None:
             object.__setattr__(self, "logit_bias", _clean_logit_bias(self.logit_bias))
+
+
+_FIELD_NAMES = tuple(field.name for field in fields(SamplingParams))
 
 
 def _clean_logit_bias(logit_bias: Mapping[int, float]) -> dict[int, float]:

@@ -1,16 +1,28 @@
 """The sequences in the slots, kept between steps: a plan only names what has changed."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from quire.errors import RequestFailedError
-from quire.kernels.sample import SamplingBatch
 from quire.types.ids import BlockId, SequenceId, SlotIndex
 from quire.types.plan import NewSequence, StepPlan
-from quire.worker.sampling_state import SamplingState
+
+UNKNOWN_TOKEN = -1
+"""Stands for a token that the device has drawn and the host has not seen."""
 
 _NOBODY = -1
+
+
+class SlotSampling(Protocol):
+    """Sampling parameters by slot, on whatever device."""
+
+    def enter(self, new: NewSequence) -> None:
+        """Takes in the parameters of a sequence. Raises RequestFailedError for those it cannot honour."""
+
+    def leave(self, slot: int) -> None:
+        """Forgets a slot."""
 
 
 @dataclass(slots=True)
@@ -33,7 +45,7 @@ class StepRows:
 
 
 class BatchState:
-    """Tokens, block tables and sampling parameters by slot.
+    """Tokens and block tables by slot.
 
         token_ids[slot]     | prompt | answer, the token drawn last included |
         num_computed        | keys and values exist          |
@@ -41,14 +53,19 @@ class BatchState:
     A token is written here when it is drawn, so a plan that was made before anyone on the host has seen it can run.
     A slot whose sequence has failed is empty; plans made before that was known find nobody in it.
 
+    Args:
+        sampling: Told who enters and leaves a slot.
+
     Attributes:
         token_ids: [max_num_seqs, max_model_len + 1] int32.
         block_tables: [max_num_seqs, blocks of max_model_len + 1 tokens] int32.
         num_tokens, num_computed_tokens, num_prompt_tokens: [max_num_seqs] int64.
-        sampling: Sampling parameters by slot.
+        table_changes: (slot, first index, blocks) that the last `apply` appended to block tables.
     """
 
-    def __init__(self, *, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int) -> None:
+    def __init__(
+        self, *, max_num_seqs: int, max_model_len: int, block_size: int, vocab_size: int, sampling: SlotSampling
+    ) -> None:
         self.block_size = block_size
         self._vocab_size = vocab_size
         # numpy's zeros take memory when they are first written: long contexts cost nothing until they are used.
@@ -59,7 +76,8 @@ class BatchState:
         self.num_prompt_tokens = np.zeros(max_num_seqs, np.int64)
         self._num_table_blocks = np.zeros(max_num_seqs, np.int64)
         self._sequence_ids = np.full(max_num_seqs, _NOBODY, np.int64)
-        self.sampling = SamplingState(max_num_seqs=max_num_seqs, vocab_size=vocab_size)
+        self.table_changes: list[tuple[SlotIndex, int, list[BlockId]]] = []
+        self.sampling = sampling
 
     def apply(self, plan: StepPlan) -> dict[SequenceId, str]:
         """Takes in a plan's differences. Modifies the slots that it names.
@@ -68,6 +86,7 @@ class BatchState:
             Sequences that could not enter their slot, and why. Their slots are empty.
         """
         failures = {}
+        self.table_changes = []
         for slot in plan.released_slots:
             self.vacate(slot)
         for new in plan.new_sequences:
@@ -107,19 +126,18 @@ class BatchState:
         self._check(rows)
         return rows
 
-    def sampling_batch(self, slots: np.ndarray) -> SamplingBatch:
-        """How the next tokens of `slots` [N] are drawn."""
-        return self.sampling.batch(slots, self.token_ids, self.num_prompt_tokens, self.num_tokens)
-
     def advance(self, rows: StepRows) -> None:
         """Notes that the rows' tokens are being computed."""
         self.num_computed_tokens[rows.slots] = rows.starts + rows.num_tokens
 
-    def append_tokens(self, slots: np.ndarray, token_ids: np.ndarray) -> None:
-        """Appends the token drawn for each of `slots` [N]."""
+    def append_tokens(self, slots: np.ndarray, token_ids: np.ndarray | int) -> None:
+        """Appends the token drawn for each of `slots` [N]; `UNKNOWN_TOKEN` where it is not known here."""
         self.token_ids[slots, self.num_tokens[slots]] = token_ids
         self.num_tokens[slots] += 1
-        self.sampling.append(slots, token_ids)
+
+    def holds(self, slot: SlotIndex, sequence_id: SequenceId) -> bool:
+        """Whether that sequence is in that slot."""
+        return bool(self._sequence_ids[slot] == sequence_id)
 
     def check_invariants(self) -> None:
         """Asserts that every slot in use is consistent."""
@@ -148,7 +166,8 @@ class BatchState:
         self._sequence_ids[slot] = new.sequence_id
 
     def _append_blocks(self, slot: SlotIndex, block_ids: list[BlockId]) -> None:
-        start = self._num_table_blocks[slot]
+        start = int(self._num_table_blocks[slot])
+        self.table_changes.append((slot, start, block_ids))
         self.block_tables[slot, start : start + len(block_ids)] = block_ids
         self._num_table_blocks[slot] += len(block_ids)
 

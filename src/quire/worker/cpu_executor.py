@@ -1,11 +1,8 @@
 """The compute half on a CPU: loads the model, sizes the KV cache, runs plans on one thread of its own."""
 
 import logging
-import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +12,8 @@ from quire.checkpoint.architecture import ModelArchitecture
 from quire.checkpoint.checkpoint import Checkpoint
 from quire.config.engine import EngineConfig
 from quire.errors import StepFailedError
-from quire.models.loading.load import load_model
+from quire.models.loading.load import load_weights
+from quire.models.registry import create_model
 from quire.types.ids import BlockId, SequenceId, SlotIndex
 from quire.types.plan import NewSequence, StepPlan, StepResult
 from quire.types.sampling import SamplingParams
@@ -24,6 +22,8 @@ from quire.worker.dtype import dtype_name, resolve_dtype, resolve_kv_cache_dtype
 from quire.worker.kv_storage import allocate_kv_caches, block_num_bytes
 from quire.worker.memory import MemoryLedger
 from quire.worker.model_runner import ModelRunner
+from quire.worker.profiler import Profiler
+from quire.worker.start_report import StartReport
 from quire.worker.threads import num_usable_cpus
 
 logger = logging.getLogger("quire.worker")
@@ -42,7 +42,6 @@ class CpuExecutor:
     Attributes:
         architecture: The model's.
         memory: Who got how much memory.
-        start_seconds: What the start spent its time on.
 
     Raises:
         InsufficientMemoryError: Weights or KV cache do not fit.
@@ -51,7 +50,8 @@ class CpuExecutor:
 
     def __init__(self, config: EngineConfig, checkpoint: Checkpoint) -> None:
         self.architecture: ModelArchitecture = checkpoint.architecture
-        self.start_seconds: dict[str, float] = {}
+        self._report = StartReport()
+        self._profiler = Profiler(config.device.torch_profiler_dir)
         self._config = config
         self._num_threads = config.device.threads or num_usable_cpus()
         self._thread = ThreadPoolExecutor(
@@ -93,6 +93,11 @@ class CpuExecutor:
         """Number format of weights and activations ("bfloat16")."""
         return dtype_name(self._dtype)
 
+    @property
+    def start_seconds(self) -> dict[str, float]:
+        """What the start spent its time on, by phase."""
+        return self._report.seconds
+
     def submit(self, plan: StepPlan) -> None:
         """Hands over a plan and returns without waiting for it."""
         self._results.append(self._thread.submit(self._execute, plan))
@@ -105,6 +110,14 @@ class CpuExecutor:
         """
         assert self._results, "no plan was submitted"
         return self._results.popleft().result()
+
+    def start_profile(self) -> None:
+        """Begins to record a trace, behind the plans that were submitted. See `Profiler.start`."""
+        self._thread.submit(self._profiler.start).result()
+
+    def stop_profile(self) -> str:
+        """Ends it, behind the plans that were submitted, and returns the trace's path. See `Profiler.stop`."""
+        return self._thread.submit(self._profiler.stop).result()
 
     def shutdown(self) -> None:
         """Ends the thread after the step that it runs. Plans behind that are dropped."""
@@ -127,21 +140,17 @@ class CpuExecutor:
         kv_dtype = resolve_kv_cache_dtype(config.cache.kv_cache_dtype, self._dtype)
         self.memory = self._expect_memory(kv_dtype)
         memory.check_weights_fit(self.memory)
-        with self._timed("load_weights"):
-            model = load_model(
-                checkpoint,
-                dtype=self._dtype,
-                progress=config.model.use_tqdm_on_load,
-                seed=config.model.seed,
-                max_model_len=self.max_model_len,
-            )
-        with self._timed("kv_cache"):
-            self.memory = replace(self.memory, weight_bytes=model.num_weight_bytes())
-            num_blocks = memory.choose_num_blocks(
-                self.memory, config.cache, max_num_seqs=scheduler.max_num_seqs, max_model_len=self.max_model_len
-            )
-            self.memory = replace(self.memory, num_blocks=num_blocks)
-            kv_caches = allocate_kv_caches(num_blocks=num_blocks, **self._kv_geometry(kv_dtype))
+        model = create_model(checkpoint.architecture, dtype=self._dtype, max_model_len=self.max_model_len)
+        self._report.end_phase("build_model")
+        load_weights(model, checkpoint, progress=config.model.use_tqdm_on_load, seed=config.model.seed)
+        self._report.end_phase("load_weights")
+        self.memory = replace(self.memory, weight_bytes=model.num_weight_bytes())
+        num_blocks = memory.choose_num_blocks(
+            self.memory, config.cache, max_num_seqs=scheduler.max_num_seqs, max_model_len=self.max_model_len
+        )
+        self.memory = replace(self.memory, num_blocks=num_blocks)
+        kv_caches = allocate_kv_caches(num_blocks=num_blocks, **self._kv_geometry(kv_dtype))
+        self._report.end_phase("kv_cache")
         self._runner = ModelRunner(
             model,
             kv_caches,
@@ -149,8 +158,8 @@ class CpuExecutor:
             max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,
         )
-        with self._timed("warm_up"):
-            self._warm_up()
+        self._warm_up()
+        self._report.end_phase("warm_up")
         logger.info("%s on %d threads, KV cache %s", self.dtype, self._num_threads, dtype_name(kv_dtype))
         logger.info("%s", self.memory.table())
 
@@ -198,9 +207,3 @@ class CpuExecutor:
         )
         self._execute(plan)
         self._runner.state.vacate(slot)
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.start_seconds[name] = time.perf_counter() - started

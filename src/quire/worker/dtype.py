@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from quire.checkpoint.checkpoint import Checkpoint
+from quire.errors import ConfigError
 
 _BY_NAME = {
     "half": torch.float16,
@@ -14,30 +15,52 @@ _BY_NAME = {
     "float": torch.float32,
     "float32": torch.float32,
 }
+_BY_CONFIG_NAME = {"bfloat16": "BF16", "float16": "F16"}
 _BFLOAT16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 _UNQUANTISED = frozenset(("F64", "F32", "F16", "BF16"))
 
 
-def resolve_dtype(name: str, checkpoint: Checkpoint, *, flags: frozenset[str] | None = None) -> torch.dtype:
-    """The format of weights and activations on a CPU.
+def resolve_dtype(
+    name: str, checkpoint: Checkpoint, *, device: str = "cpu", flags: frozenset[str] | None = None
+) -> torch.dtype:
+    """The format of weights and activations.
 
-    "auto" is bfloat16 where the CPU multiplies it in hardware and the checkpoint has no more precision than that
-    (bfloat16 or quantised), otherwise float32. CPUs are slow at float16, so only asking for it gives it.
+    On a GPU "auto" is the checkpoint's own format where that has 16 bits, otherwise bfloat16: it has the range of the
+    float32 numbers, or of the quantised ones, that it stands for.
+
+    On a CPU "auto" is bfloat16 where the CPU multiplies it in hardware and the checkpoint has no more precision than
+    that (bfloat16 or quantised), otherwise float32. CPUs are slow at float16, so only asking for it gives it.
 
     Args:
         name: `ModelConfig.dtype`.
         checkpoint: The opened model.
+        device: "cpu" or "cuda".
         flags: The CPU's features; read from the machine by default.
     """
     if name != "auto":
         return _BY_NAME[name]
+    stored = _prevailing_format(checkpoint)
+    if device == "cuda":
+        return torch.float16 if stored == "F16" else torch.bfloat16
     flags = cpu_flags() if flags is None else flags
-    return torch.bfloat16 if flags & _BFLOAT16_FLAGS and _fits_bfloat16(checkpoint) else torch.float32
+    fits_bfloat16 = stored == "BF16" or stored not in _UNQUANTISED
+    return torch.bfloat16 if flags & _BFLOAT16_FLAGS and fits_bfloat16 else torch.float32
 
 
-def resolve_kv_cache_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
-    """The format of keys and values; "auto" is the model's."""
-    return dtype if name == "auto" else _BY_NAME[name]
+def resolve_kv_cache_dtype(name: str, dtype: torch.dtype, *, device: str = "cpu") -> torch.dtype:
+    """The format of keys and values; "auto" is the model's.
+
+    Raises:
+        ConfigError: Another one than the model's on a GPU.
+    """
+    wanted = dtype if name == "auto" else _BY_NAME[name]
+    if device == "cuda" and wanted != dtype:
+        raise ConfigError(
+            f"kv_cache_dtype {name} is not that of the model, {dtype_name(dtype)}, and a GPU needs them equal",
+            hint=f"leave it out, or use --dtype {name}",
+            param="kv_cache_dtype",
+        )
+    return wanted
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -58,12 +81,11 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset()
 
 
-def _fits_bfloat16(checkpoint: Checkpoint) -> bool:
-    """Whether most of the checkpoint's bytes are bfloat16 or quantised."""
+def _prevailing_format(checkpoint: Checkpoint) -> str:
+    """The format of most of the checkpoint's bytes ("BF16", "Q4_K"); without tensors, what its config names."""
     if not checkpoint.tensors:
-        return checkpoint.architecture.dtype == "bfloat16"
+        return _BY_CONFIG_NAME.get(checkpoint.architecture.dtype or "", "F32")
     num_bytes: Counter[str] = Counter()
     for tensor in checkpoint.tensors.values():
         num_bytes[tensor.dtype] += tensor.num_bytes
-    largest = num_bytes.most_common(1)[0][0]
-    return largest == "BF16" or largest not in _UNQUANTISED
+    return num_bytes.most_common(1)[0][0]

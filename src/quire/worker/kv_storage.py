@@ -1,7 +1,6 @@
 """The KV cache's memory."""
 
 import mmap
-from collections.abc import Sequence
 from math import prod
 
 import torch
@@ -21,14 +20,6 @@ def allocate_kv_caches(
 def block_num_bytes(*, num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
     """Bytes of one block over all layers, keys and values."""
     return 2 * num_layers * block_size * num_kv_heads * head_dim * dtype.itemsize
-
-
-def copy_blocks(kv_caches: list[tuple[torch.Tensor, torch.Tensor]], pairs: Sequence[tuple[int, int]]) -> None:
-    """Copies blocks (source, destination) in every layer; all sources are read before anything is written."""
-    source, destination = torch.tensor(pairs, dtype=torch.int64).T
-    for keys, values in kv_caches:
-        keys[destination] = keys[source]
-        values[destination] = values[source]
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

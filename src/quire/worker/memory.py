@@ -1,4 +1,4 @@
-"""Who gets how much memory, and what to do when it is not enough."""
+"""Who gets how much memory, and what to do when it is not enough. `cuda_memory.py` has what is special to a GPU."""
 
 import os
 from dataclasses import dataclass
@@ -12,10 +12,12 @@ from quire.worker.control_groups import memory_room
 GIB = 1024**3
 CPU_KV_CACHE_LIMIT_BYTES = 4 * GIB
 
+_NO_ROOM_HINT = "free memory, or take a smaller or a quantised model, or fewer --max-num-batched-tokens"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryLedger:
-    """The device's memory by purpose, in bytes.
+    """The device's memory by purpose, in bytes. This one is a CPU's.
 
     Attributes:
         available_bytes: What was free before anything was loaded.
@@ -39,9 +41,39 @@ class MemoryLedger:
         return self.num_blocks * self.block_bytes
 
     @property
+    def limit_bytes(self) -> int:
+        """What may be used."""
+        return int(self.available_bytes * self.utilization)
+
+    @property
+    def obtainable_bytes(self) -> int:
+        """What could be used if the user allowed it."""
+        return self.available_bytes
+
+    @property
+    def fixed_parts(self) -> tuple[tuple[str, int], ...]:
+        """What comes out of `available_bytes` whatever the size of the KV cache, by name."""
+        return (("weights", self.weight_bytes), ("activations", self.activation_bytes))
+
+    @property
+    def fixed_bytes(self) -> int:
+        """The sum of `fixed_parts`."""
+        return sum(num_bytes for _, num_bytes in self.fixed_parts)
+
+    @property
     def kv_room_bytes(self) -> int:
-        """What weights and activations leave of the permitted fraction; may be negative."""
-        return int(self.available_bytes * self.utilization) - self.weight_bytes - self.activation_bytes
+        """What is left of the permitted fraction for the KV cache; may be negative."""
+        return min(self.limit_bytes, self.obtainable_bytes) - self.fixed_bytes
+
+    def max_useful_blocks(self, config: CacheConfig, *, max_num_seqs: int, max_model_len: int) -> int:
+        """More would not be worth their memory: 4 GiB, but what one whole sequence needs, and no more than all do."""
+        blocks_per_sequence = self.count_blocks(max_model_len)
+        limit = max(CPU_KV_CACHE_LIMIT_BYTES // self.block_bytes, blocks_per_sequence)
+        return min(max_num_seqs * blocks_per_sequence, limit)
+
+    def count_blocks(self, num_tokens: int) -> int:
+        """Blocks that a sequence of so many tokens takes."""
+        return -(-num_tokens // self.block_size)
 
     def as_dict(self) -> dict[str, int]:
         """Bytes by purpose."""
@@ -55,37 +87,40 @@ class MemoryLedger:
 
     def table(self) -> str:
         """The ledger for the log, one line per purpose."""
-        num_tokens = self.num_blocks * self.block_size
-        rows = (
+        lines = [f"  {name:<15}{size / GIB:8.2f} GiB  {note}".rstrip() for name, size, note in self.rows()]
+        return "\n".join(("memory", *lines))
+
+    def rows(self) -> list[tuple[str, int, str]]:
+        """Purpose, bytes and a note, for the table."""
+        return [
             ("weights", self.weight_bytes, ""),
-            ("KV cache", self.kv_cache_bytes, f"{num_tokens:,} tokens in {self.num_blocks:,} blocks"),
+            ("KV cache", self.kv_cache_bytes, self.kv_cache_note()),
             ("activations", self.activation_bytes, "largest step, estimated"),
             ("rest", self.rest_bytes, "interpreter and libraries"),
             ("available", self.available_bytes, f"before loading, of which {self.utilization:.0%} may be used"),
-        )
-        lines = [f"  {name:<12}{size / GIB:8.2f} GiB  {note}".rstrip() for name, size, note in rows]
-        return "\n".join(("memory", *lines))
+        ]
+
+    def kv_cache_note(self) -> str:
+        """The KV cache in tokens and blocks."""
+        return f"{self.num_blocks * self.block_size:,} tokens in {self.num_blocks:,} blocks"
 
 
 def choose_num_blocks(ledger: MemoryLedger, config: CacheConfig, *, max_num_seqs: int, max_model_len: int) -> int:
-    """Blocks of the KV cache on a CPU.
+    """Blocks of the KV cache.
 
-    An exact number or size is taken as it is. Otherwise: what all `max_num_seqs` sequences of `max_model_len` can
-    use, at most 4 GiB (but always one whole sequence), at most what is left.
+    An exact number or size is taken as it is. Otherwise: all that is left, up to what is useful on the device.
 
     Raises:
         InsufficientMemoryError: Not even one sequence of `max_model_len` fits; the text says what would.
     """
-    blocks_per_sequence = -(-max_model_len // ledger.block_size)
     if config.num_gpu_blocks_override is not None:
         return _checked(config.num_gpu_blocks_override, "num_gpu_blocks_override", ledger, max_model_len)
     if config.kv_cache_memory_bytes is not None:
         num_blocks = config.kv_cache_memory_bytes // ledger.block_bytes
         return _checked(num_blocks, "kv_cache_memory_bytes", ledger, max_model_len)
-    limit = max(CPU_KV_CACHE_LIMIT_BYTES // ledger.block_bytes, blocks_per_sequence)
     room = max(0, ledger.kv_room_bytes) // ledger.block_bytes
-    num_blocks = min(max_num_seqs * blocks_per_sequence, limit, room)
-    if num_blocks < blocks_per_sequence:
+    num_blocks = min(room, ledger.max_useful_blocks(config, max_num_seqs=max_num_seqs, max_model_len=max_model_len))
+    if num_blocks < ledger.count_blocks(max_model_len):
         raise _too_few_blocks(num_blocks, ledger, max_model_len)
     return num_blocks
 
@@ -101,23 +136,22 @@ def check_weights_fit(ledger: MemoryLedger) -> None:
     raise InsufficientMemoryError(
         f"the weights take {_gib(ledger.weight_bytes)} and leave nothing for the KV cache: "
         f"{_account(ledger, ledger.utilization)}",
-        hint=_utilization_hint(ledger, ledger.block_bytes)
-        or "free memory, or take a smaller or a quantised model, or fewer --max-num-batched-tokens",
+        hint=_utilization_hint(ledger, ledger.block_bytes) or _NO_ROOM_HINT,
         param="model",
     )
 
 
 def _checked(num_blocks: int, option: str, ledger: MemoryLedger, max_model_len: int) -> int:
-    """A number of blocks that the user has set, if it fits the machine and holds a sequence."""
-    room = (ledger.available_bytes - ledger.weight_bytes - ledger.activation_bytes) // ledger.block_bytes
+    """A number of blocks that the user has set, if it fits the device and holds a sequence."""
+    room = (ledger.obtainable_bytes - ledger.fixed_bytes) // ledger.block_bytes
     if num_blocks > room:
         raise InsufficientMemoryError(
             f"a KV cache of {_gib(num_blocks * ledger.block_bytes)} does not fit: {_account(ledger, 1.0)}",
-            hint=f"--kv-cache-memory-bytes {max(0, room) * ledger.block_bytes} fits",
+            hint=f"--kv-cache-memory-bytes {room * ledger.block_bytes} fits" if room > 0 else _NO_ROOM_HINT,
             param=option,
         )
     if num_blocks * ledger.block_size < max_model_len:
-        needed = -(-max_model_len // ledger.block_size)
+        needed = ledger.count_blocks(max_model_len)
         raise InsufficientMemoryError(
             f"one sequence of max_model_len={max_model_len} tokens needs {needed} blocks of "
             f"{ledger.block_size} tokens, {option} gives {num_blocks}",
@@ -129,7 +163,7 @@ def _checked(num_blocks: int, option: str, ledger: MemoryLedger, max_model_len: 
 
 
 def _too_few_blocks(num_blocks: int, ledger: MemoryLedger, max_model_len: int) -> InsufficientMemoryError:
-    needed = -(-max_model_len // ledger.block_size) * ledger.block_bytes
+    needed = ledger.count_blocks(max_model_len) * ledger.block_bytes
     other = _utilization_hint(ledger, needed) or "or free memory, or take a smaller model"
     return InsufficientMemoryError(
         f"one sequence of max_model_len={max_model_len} tokens needs {_gib(needed)} of KV cache, "
@@ -145,26 +179,33 @@ def _fitting_length(num_blocks: int, ledger: MemoryLedger) -> str:
 
 def _utilization_hint(ledger: MemoryLedger, kv_bytes: int) -> str | None:
     """The --gpu-memory-utilization that makes room for so much KV cache, where there is one."""
-    percent = -(-100 * (ledger.weight_bytes + ledger.activation_bytes + kv_bytes) // max(1, ledger.available_bytes))
-    if not ledger.utilization * 100 < percent <= 100:
+    needed = ledger.fixed_bytes + kv_bytes
+    percent = -(-100 * needed // max(1, ledger.available_bytes))
+    if not ledger.utilization * 100 < percent <= 100 or needed > ledger.obtainable_bytes:
         return None
     return f"--gpu-memory-utilization {percent / 100:.2f} makes room"
 
 
 def _account(ledger: MemoryLedger, utilization: float) -> str:
+    """The subtraction whose result was too small."""
     share = f" x {utilization:g}" if utilization < 1.0 else ""
-    return (
-        f"{_gib(ledger.available_bytes)} available{share} - {_gib(ledger.weight_bytes)} weights "
-        f"- {_gib(ledger.activation_bytes)} activations"
-    )
+    whole = f"{_gib(ledger.available_bytes)} available{share}"
+    if ledger.obtainable_bytes < ledger.available_bytes * utilization:
+        whole = f"{_gib(ledger.obtainable_bytes)} free of {_gib(ledger.available_bytes)}"
+    return " - ".join([whole, *(f"{_gib(num_bytes)} {name}" for name, num_bytes in ledger.fixed_parts if num_bytes)])
 
 
 def _gib(num_bytes: int) -> str:
     return f"{num_bytes / GIB:.2f} GiB"
 
 
-def count_parameters(architecture: ModelArchitecture) -> int:
-    """Numbers in the weights, norms and biases included. A tied output projection counts: it is packed as a copy."""
+def count_parameters(architecture: ModelArchitecture, *, copies_tied_head: bool = True) -> int:
+    """Numbers in the weights, norms and biases included.
+
+    Args:
+        architecture: The model's.
+        copies_tied_head: Whether an output projection that is tied to the embedding is packed as a copy of it.
+    """
     hidden = architecture.hidden_size
     query = architecture.num_attention_heads * architecture.head_dim
     key_value = architecture.num_key_value_heads * architecture.head_dim
@@ -172,7 +213,8 @@ def count_parameters(architecture: ModelArchitecture) -> int:
     layer += 2 * hidden + 2 * architecture.head_dim * architecture.qk_norm
     layer += (query + 2 * key_value) * architecture.attention_bias + hidden * architecture.attention_output_bias
     layer += (2 * architecture.intermediate_size + hidden) * architecture.mlp_bias
-    return 2 * architecture.vocab_size * hidden + architecture.num_hidden_layers * layer + hidden
+    num_vocabularies = 1 if architecture.tie_word_embeddings and not copies_tied_head else 2
+    return num_vocabularies * architecture.vocab_size * hidden + architecture.num_hidden_layers * layer + hidden
 
 
 def estimate_activation_bytes(architecture: ModelArchitecture, *, num_tokens: int, num_rows: int) -> int:

@@ -6,21 +6,30 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from quire.kernels.sample import draw_tokens, pick_logprobs
+from quire.kernels.block_copy import copy_blocks
+from quire.kernels.sample import SamplingBatch, draw_tokens, pick_logprobs
 from quire.layers.forward_batch import ForwardBatch
 from quire.types.ids import SequenceId, SlotIndex
 from quire.types.plan import PositionLogprobs, StepPlan, StepResult
 from quire.worker.batch_state import BatchState, StepRows
 from quire.worker.forward_inputs import make_forward_batch
-from quire.worker.kv_storage import copy_blocks
 from quire.worker.prompt_logprobs import PromptSpan, clip_num_top, find_prompt_spans, score_span, to_positions
+from quire.worker.sampling_state import SamplingState
 
 _NO_TOKEN = 0
 _NOT_FINITE = "its logits hold NaN or infinity, or its parameters exclude every token"
 
 
 class Model(Protocol):
-    """What a runner needs of a model."""
+    """What a runner needs of a model.
+
+    Attributes:
+        dtype: Of the activations.
+        sliding_windows: The windows of its layers.
+    """
+
+    dtype: torch.dtype
+    sliding_windows: tuple[int | None, ...]
 
     def __call__(self, batch: ForwardBatch) -> torch.Tensor:
         """Final hidden states [N, hidden] of `batch.logit_rows`. Writes keys and values into `batch.kv_caches`."""
@@ -48,11 +57,13 @@ class ModelRunner:
         self._model = model
         self._kv_caches = kv_caches
         self._vocab_size = vocab_size
+        self.sampling = SamplingState(max_num_seqs=max_num_seqs, vocab_size=vocab_size)
         self.state = BatchState(
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
             block_size=kv_caches[0][0].shape[1],
             vocab_size=vocab_size,
+            sampling=self.sampling,
         )
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -77,11 +88,18 @@ class ModelRunner:
 
     def _run(self, plan: StepPlan, rows: StepRows, result: StepResult) -> None:
         """Computes the rows, then draws; fills in `result`."""
-        spans = find_prompt_spans(self.state, plan, rows, self._vocab_size)
+        spans = find_prompt_spans(self.state, plan, rows, self.sampling.num_prompt_logprobs, self._vocab_size)
         drawing_rows = (rows.num_tokens.cumsum() - 1)[rows.samples]
         num_samples = len(drawing_rows)
         logit_rows = np.concatenate([drawing_rows, *(span.logit_rows for span in spans)])
-        batch = make_forward_batch(self.state, rows, logit_rows, self._kv_caches)
+        batch = make_forward_batch(
+            self.state,
+            rows,
+            logit_rows,
+            self._kv_caches,
+            dtype=self._model.dtype,
+            sliding_windows=self._model.sliding_windows,
+        )
         self.state.advance(rows)
         hidden = self._model(batch)
         if num_samples:
@@ -97,8 +115,9 @@ class ModelRunner:
         scored = self._scored_rows(slots)
         # Before the sampler edits the logits in place.
         logprobs = torch.log_softmax(logits[scored], dim=-1) if scored else None
-        token_ids, failed = draw_tokens(logits, self.state.sampling_batch(slots))
+        token_ids, failed = draw_tokens(logits, self._sampling_batch(slots))
         self.state.append_tokens(slots, token_ids)
+        self.sampling.append(slots, token_ids)
         result.token_ids = _spread(token_ids, plan, plan_indices)
         if logprobs is not None:
             num_tops = [self._num_top(int(slots[row])) for row in scored]
@@ -109,13 +128,18 @@ class ModelRunner:
         for index in plan_indices[failed].tolist():
             self._fail(plan.slots[index], plan.sequence_ids[index], result)
 
+    def _sampling_batch(self, slots: np.ndarray) -> SamplingBatch:
+        """How the next tokens of `slots` [N] are drawn."""
+        state = self.state
+        return self.sampling.batch(slots, state.token_ids, state.num_prompt_tokens, state.num_tokens)
+
     def _scored_rows(self, slots: np.ndarray) -> list[int]:
         """Rows of those slots whose log-probabilities are asked for."""
-        wanted = self.state.sampling.num_logprobs
+        wanted = self.sampling.num_logprobs
         return [row for row, slot in enumerate(slots.tolist()) if slot in wanted] if wanted else []
 
     def _num_top(self, slot: int) -> int:
-        return clip_num_top(self.state.sampling.num_logprobs[slot], self._vocab_size)
+        return clip_num_top(self.sampling.num_logprobs[slot], self._vocab_size)
 
     def _score_prompts(self, spans: list[PromptSpan], hidden: torch.Tensor, result: StepResult) -> None:
         """Fills in the log-probabilities of the spans; the hidden states [P, hidden] follow each other."""

@@ -19,6 +19,7 @@ class Case:
     head_dim: int = 32
     block_size: int = 16
     window: int | None = None
+    soft_cap: float | None = None
 
 
 @dataclass
@@ -90,6 +91,8 @@ CASES = {
     "window over prefix and chunk": Case([(45, 30), (9, 1), (3, 4), (80, 1)], window=21),
     "window of one": Case([(0, 9), (20, 1), (5, 3)], window=1),
     "long decode": Case([(1500, 1), (700, 1)], num_kv_heads=1, group_size=2),
+    "soft cap": Case([(0, 21), (40, 1), (3, 1), (33, 9)], soft_cap=0.8),
+    "soft cap and window": Case([(0, 21), (40, 1), (3, 1), (33, 9)], soft_cap=2.0, window=13),
 }
 
 
@@ -111,6 +114,8 @@ LONG_CASES = {
     "window with edge and far": Case([(0, 200), (110, 50), (120, 1)], window=70),
     "window of a piece": Case([(0, 100), (110, 50)], window=32),
     "multi-head": Case([(150, 40), (90, 1)], num_kv_heads=3, group_size=1, head_dim=64),
+    "soft cap": Case([(150, 40), (90, 1), (0, 30)], soft_cap=0.8),
+    "soft cap and window": Case([(0, 200), (110, 50), (120, 1)], soft_cap=0.8, window=70),
 }
 
 
@@ -169,11 +174,10 @@ def _check(case: Case, dtype, cache_dtype, assert_close, ratio) -> Step:
         assert torch.equal(actual.isnan(), expected.isnan())
         assert torch.equal(actual.nan_to_num(), expected.nan_to_num())
     scale = case.head_dim**-0.5
-    actual = attend(
-        step.query, step.key_cache, step.value_cache, _prepare(step, case.window, dtype), scale, case.window
-    )
+    metadata = _prepare(step, case.window, dtype)
+    actual = attend(step.query, step.key_cache, step.value_cache, metadata, scale, case.window, case.soft_cap)
     assert actual.is_contiguous()
-    assert_close("attend", actual, _expected(step, scale, case.window), ratio)
+    assert_close("attend", actual, _expected(step, scale, case.window, case.soft_cap), ratio)
     return step
 
 
@@ -188,7 +192,7 @@ def _prepare(step: Step, window: int | None, dtype: torch.dtype):
     )
 
 
-def _expected(step: Step, scale: float, window: int | None) -> torch.Tensor:
+def _expected(step: Step, scale: float, window: int | None, soft_cap: float | None = None) -> torch.Tensor:
     return reference.attend(
         step.query,
         step.key_cache,
@@ -198,4 +202,5 @@ def _expected(step: Step, scale: float, window: int | None) -> torch.Tensor:
         step.block_tables,
         scale,
         window,
+        soft_cap,
     )

@@ -13,9 +13,10 @@ from quire.kernels.rope import reference, rope, rope_tables
 def test_matches_reference(num_heads, head_dim, size, dtype, assert_close, error_ratios):
     torch.manual_seed(0)
     positions = torch.tensor([0, 1, 7, 7, 4095, 100_000])
-    tables = rope_tables(positions, 10_000.0 ** -(torch.arange(0, size, 2) / size), 1.5, dtype)
+    frequencies = 10_000.0 ** -(torch.arange(0, size, 2) / size)
     x = torch.randn(len(positions), num_heads + 1, head_dim).to(dtype)[:, 1:]
-    assert_close("rope", rope(x, *tables), reference.rope(x, *tables), error_ratios[dtype])
+    expected = reference.rope(x, *reference.rope_tables(positions, frequencies, 1.5))
+    assert_close("rope", rope(x, *rope_tables(positions, frequencies, 1.5, dtype)), expected, error_ratios[dtype])
 
 
 def test_tables_hold_cosines_and_sines():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from quire.models.loading.load import load_model
+from quire.models.loading.random_weights import RandomWeights, _repeat
 
 
 @pytest.fixture
@@ -40,3 +41,24 @@ def test_a_dummy_model_is_ready(dummy: Any) -> None:
     model = load_model(dummy, dtype=torch.bfloat16, progress=True, seed=3)
     assert model.is_ready
     assert model.embedding.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("doubling", [False, True])
+@pytest.mark.parametrize("length", [1, 4, 5, 6, 10, 11, 39, 40, 41, 100])
+def test_numbers_repeat_whichever_way_they_are_copied(length: int, doubling: bool) -> None:
+    out = torch.full((length,), -1.0)
+    out[:5] = torch.arange(5.0)[:length]
+    _repeat(out, 5, doubling=doubling)
+    assert torch.equal(out, torch.arange(length) % 5.0)
+
+
+@pytest.mark.parametrize("size", [3, 1_048_573, 1_048_574, 2_500_000])
+def test_each_parameter_starts_at_its_own_place(size: int) -> None:
+    weights = RandomWeights(0)
+    first, again, other = (torch.empty(size) for _ in range(3))
+    weights.fill("layers.0.mlp.down.weight", first)
+    weights.fill("layers.0.mlp.down.weight", again)
+    weights.fill("layers.1.mlp.down.weight", other)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(first[1_048_573:], first[: max(0, size - 1_048_573)][: len(first[1_048_573:])])

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quire.checkpoint.architecture import parse_architecture
+from quire.kernels.paged_attention import prepare
 from quire.layers.forward_batch import ForwardBatch
 from quire.models.decoder import DecoderModel
 from quire.models.registry import create_model
@@ -115,11 +116,16 @@ class PagedDriver:
             token_ids=torch.tensor([token for token_ids in work.values() for token in token_ids]),
             positions=torch.tensor(positions),
             slot_mapping=torch.tensor(slots),
-            query_lengths=[len(token_ids) for token_ids in work.values()],
-            context_lengths=[self._lengths[name] for name in work],
-            block_tables=block_tables,
             logit_rows=logit_rows,
             kv_caches=self.kv_caches,
+            attention=prepare(
+                [len(token_ids) for token_ids in work.values()],
+                [self._lengths[name] for name in work],
+                block_tables,
+                self.kv_caches[0][0],
+                dtype=self.model.dtype,
+                sliding_windows=self.model.sliding_windows,
+            ),
         )
         return self.model.compute_logits(self.model.forward(batch))
 

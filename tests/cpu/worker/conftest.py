@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from quire.kernels.paged_attention import AttentionMetadata
 from quire.types.ids import BlockId, SequenceId, SlotIndex
 from quire.types.plan import NewSequence, StepPlan
 from quire.types.sampling import SamplingParams
+from quire.worker.cuda_runner import CudaModelRunner
 from quire.worker.kv_storage import allocate_kv_caches
 from quire.worker.model_runner import ModelRunner
 
@@ -38,6 +40,8 @@ class NaiveModel:
         self.head = weights(VOCAB_SIZE, width) * 6
         self.poisoned_token = None
         self.fail_next = False
+        self.dtype = torch.float64
+        self.sliding_windows = (None,)
 
     def _embed(self, token_ids, positions):
         hidden = self.embedding[token_ids] + self.place[positions]
@@ -54,16 +58,12 @@ class NaiveModel:
             shape = (-1, NUM_HEADS, HEAD_DIM)
             keys.view(shape)[batch.slot_mapping] = (hidden @ key.T).view(shape)
             values.view(shape)[batch.slot_mapping] = (hidden @ value.T).view(shape)
-            attended, flat = torch.empty_like(hidden), 0
-            for row, (length, context) in enumerate(zip(batch.query_lengths, batch.context_lengths, strict=True)):
-                blocks = batch.block_tables[row, : -(-context // BLOCK_SIZE)].long()
-                all_keys = keys[blocks].flatten(0, 1)[:context]
-                all_values = values[blocks].flatten(0, 1)[:context]
-                for offset in range(length):
-                    seen = context - length + offset + 1
-                    query_heads = (hidden[flat] @ query.T).view(NUM_HEADS, HEAD_DIM)
-                    attended[flat] = self._attend(query_heads, all_keys[:seen], all_values[:seen])
-                    flat += 1
+            attended = torch.empty_like(hidden)
+            for flat, table, seen in token_contexts(batch.attention):
+                blocks = table[: -(-seen // BLOCK_SIZE)].long()
+                query_heads = (hidden[flat] @ query.T).view(NUM_HEADS, HEAD_DIM)
+                seen_keys, seen_values = (cache[blocks].flatten(0, 1)[:seen] for cache in (keys, values))
+                attended[flat] = self._attend(query_heads, seen_keys, seen_values)
             hidden = hidden + torch.tanh(attended @ output.T)
         return hidden[batch.logit_rows]
 
@@ -87,6 +87,23 @@ class NaiveModel:
             )
             hidden = hidden + torch.tanh(attended @ output.T)
         return self.compute_logits(hidden)
+
+
+def token_contexts(metadata):
+    """(row of the flat axis, block table, positions that it sees) of every token of a step."""
+    if isinstance(metadata, AttentionMetadata):
+        flat = 0
+        lengths = zip(metadata.query_lengths, metadata.context_lengths, strict=True)
+        for row, (length, context) in enumerate(lengths):
+            for seen in range(context - length + 1, context + 1):
+                yield flat, metadata.block_tables[row], seen
+                flat += 1
+        return
+    for slot, row, context in metadata.decodes.tolist():
+        yield row, metadata.block_tables[slot], context
+    for slot, first, count, position in metadata.tiles.tolist():
+        for offset in range(count):
+            yield first + offset, metadata.block_tables[slot], position + offset + 1
 
 
 class PlanMaker:
@@ -179,8 +196,15 @@ def model():
     return NaiveModel()
 
 
-@pytest.fixture
-def make_runner():
+class LaunchingRunner(CudaModelRunner):
+    """The GPU's runner on CPU tensors, its kernels under Triton's interpreter."""
+
+    def execute(self, plan):
+        return self.finish(self.launch(plan))
+
+
+@pytest.fixture(params=[ModelRunner, LaunchingRunner], ids=["cpu", "cuda"])
+def make_runner(request):
     """A function that makes a runner with an empty cache; unwritten keys and values are poisoned with NaN."""
 
     def make(model, *, max_num_seqs=64, num_blocks=60):
@@ -195,7 +219,10 @@ def make_runner():
         for keys, values in caches:
             keys.fill_(torch.nan)
             values.fill_(torch.nan)
-        return ModelRunner(model, caches, max_num_seqs=max_num_seqs, max_model_len=MAX_MODEL_LEN, vocab_size=VOCAB_SIZE)
+        sizes = {"max_num_seqs": max_num_seqs, "max_model_len": MAX_MODEL_LEN, "vocab_size": VOCAB_SIZE}
+        if request.param is LaunchingRunner:
+            sizes["num_heads"] = NUM_HEADS
+        return request.param(model, caches, **sizes)
 
     return make
 

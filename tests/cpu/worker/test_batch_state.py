@@ -7,13 +7,30 @@ from quire.types.plan import NewSequence, StepPlan
 from quire.types.sampling import SamplingParams
 from quire.worker.batch_state import BatchState
 from quire.worker.occurrences import TokenOccurrences
+from quire.worker.sampling_state import SamplingState
 
 VOCAB_SIZE = 50
 
 
+def make_state(*, max_num_seqs, max_model_len, block_size):
+    sampling = SamplingState(max_num_seqs=max_num_seqs, vocab_size=VOCAB_SIZE)
+    return BatchState(
+        max_num_seqs=max_num_seqs,
+        max_model_len=max_model_len,
+        block_size=block_size,
+        vocab_size=VOCAB_SIZE,
+        sampling=sampling,
+    )
+
+
 @pytest.fixture
 def state():
-    return BatchState(max_num_seqs=4, max_model_len=32, block_size=4, vocab_size=VOCAB_SIZE)
+    return make_state(max_num_seqs=4, max_model_len=32, block_size=4)
+
+
+def append_tokens(state, slots, token_ids):
+    state.append_tokens(np.array(slots), np.array(token_ids))
+    state.sampling.append(np.array(slots), np.array(token_ids))
 
 
 def new_sequence(slot, token_ids, *, num_prompt_tokens=None, blocks=(0, 1, 2, 3), num_computed=0, **sampling):
@@ -39,7 +56,7 @@ def enter(state, *sequences):
 
 
 def batch_of(state, *slots) -> SamplingBatch:
-    return state.sampling_batch(np.array(slots))
+    return state.sampling.batch(np.array(slots), state.token_ids, state.num_prompt_tokens, state.num_tokens)
 
 
 def plan_for(slots, num_tokens, samples):
@@ -58,7 +75,7 @@ def test_a_sequence_enters_runs_and_leaves(state):
     rows = state.select(plan_for([2], [3], [True]), failures)
     assert (rows.slots.tolist(), rows.starts.tolist(), failures) == ([2], [0], {})
     state.advance(rows)
-    state.append_tokens(np.array([2]), np.array([40]))
+    append_tokens(state, [2], [40])
     assert state.token_ids[2, :4].tolist() == [7, 8, 9, 40]
     assert state.block_tables[2, 0] == 6
     state.check_invariants()
@@ -74,7 +91,7 @@ def test_a_later_plan_may_compute_a_token_that_only_the_worker_knows(state):
     state.advance(rows)
     with pytest.raises(AssertionError, match="do not exist"):
         state.select(plan_for([0], [1], [True]), {})
-    state.append_tokens(np.array([0]), np.array([40]))
+    append_tokens(state, [0], [40])
     assert state.select(plan_for([0], [1], [True]), {}).starts.tolist() == [3]
 
 
@@ -148,7 +165,7 @@ def test_stop_tokens_are_excluded_until_min_tokens(state):
         edits = batch_of(state, 1, 0).edits
         assert edits.excluded_rows.tolist() == [1, 1]
         assert sorted(edits.excluded_ids.tolist()) == [30, 31]
-        state.append_tokens(np.array([0]), np.array([9]))
+        append_tokens(state, [0], [9])
     assert batch_of(state, 1, 0).edits is None
 
 
@@ -161,9 +178,9 @@ def test_bad_words_look_at_the_answer_only(state):
     words = [(8,), (1, 5), (9, 6), (9, 9, 7)]
     enter(state, new_sequence(0, [1, 9], bad_words_ids=words))
     assert batch_of(state, 0).edits.excluded_ids.tolist() == [8]
-    state.append_tokens(np.array([0]), np.array([9]))
+    append_tokens(state, [0], [9])
     assert batch_of(state, 0).edits.excluded_ids.tolist() == [8, 6]
-    state.append_tokens(np.array([0]), np.array([9]))
+    append_tokens(state, [0], [9])
     assert batch_of(state, 0).edits.excluded_ids.tolist() == [8, 6, 7]
 
 
@@ -189,7 +206,7 @@ def test_penalties_follow_the_tokens(state):
         new_sequence(1, [1]),
         new_sequence(2, [4, 4, 6], num_prompt_tokens=1, presence_penalty=1.0, repetition_penalty=2.0),
     )
-    state.append_tokens(np.array([2, 1, 0]), np.array([6, 3, 2]))
+    append_tokens(state, [2, 1, 0], [6, 3, 2])
     penalties = batch_of(state, 0, 1, 2).penalties
     assert penalties.rows.tolist() == [0, 0, 2, 2]
     assert penalties.token_ids.tolist() == [1, 2, 4, 6]
@@ -214,6 +231,6 @@ def test_long_contexts_cost_nothing_until_they_are_used():
     from quire.worker.memory import resident_bytes
 
     before = resident_bytes()
-    state = BatchState(max_num_seqs=1024, max_model_len=2**20, block_size=16, vocab_size=VOCAB_SIZE)
+    state = make_state(max_num_seqs=1024, max_model_len=2**20, block_size=16)
     enter(state, new_sequence(1000, [1, 2], blocks=[0]))
     assert resident_bytes() - before < 2**25

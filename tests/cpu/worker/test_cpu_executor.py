@@ -1,3 +1,4 @@
+import gzip
 import json
 import logging
 import threading
@@ -7,7 +8,7 @@ import torch
 
 from quire.checkpoint.checkpoint import open_checkpoint
 from quire.config.engine import EngineConfig
-from quire.errors import InsufficientMemoryError, StepFailedError
+from quire.errors import ConfigError, InsufficientMemoryError, StepFailedError
 from quire.worker.cpu_executor import CpuExecutor
 
 ARCHITECTURE = {
@@ -81,7 +82,7 @@ def test_tells_what_it_settled_on(start, caplog):
     assert executor.memory.kv_cache_bytes == 128 * 4 * 2 * 3 * 2 * 8 * 4
     assert 4 * 96 * 32 < executor.memory.weight_bytes < 2**20
     assert executor.memory.as_dict()["weights"] == executor.memory.weight_bytes
-    assert set(executor.start_seconds) == {"load_weights", "kv_cache", "warm_up"}
+    assert set(executor.start_seconds) == {"build_model", "load_weights", "kv_cache", "warm_up"}
     assert executor.memory.table() in caplog.text
 
 
@@ -129,6 +130,18 @@ def test_shutdown_ends_the_thread(start, maker):
     executor.submit(maker.seal())
     executor.shutdown()
     assert not any(thread.name.startswith("quire-worker") for thread in threading.enumerate())
+
+
+def test_a_trace_holds_the_steps_between_start_and_stop(start, maker, tmp_path):
+    executor = start(torch_profiler_dir=str(tmp_path / "traces"))
+    executor.start_profile()
+    decode(executor, maker, 3)
+    path = executor.stop_profile()
+    with gzip.open(path) as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert any(str(name).startswith("aten::") for name in names)
+    with pytest.raises(ConfigError, match="no folder for traces"):
+        start().start_profile()
 
 
 def test_threads_are_those_asked_for(start):

@@ -5,6 +5,7 @@ import torch
 
 from quire.checkpoint.architecture import parse_architecture
 from quire.checkpoint.checkpoint import Checkpoint, TensorEntry, TokenizerSource
+from quire.errors import ConfigError
 from quire.worker.dtype import cpu_flags, dtype_name, resolve_dtype, resolve_kv_cache_dtype
 
 FAST = frozenset(("avx512f", "avx512_bf16"))
@@ -72,6 +73,37 @@ def test_auto_for_random_weights_follows_the_config():
 )
 def test_a_named_format_is_taken(name, expected):
     assert resolve_dtype(name, checkpoint("BF16"), flags=SLOW) == expected
+
+
+@pytest.mark.parametrize(
+    ("tensor_dtypes", "expected"),
+    [
+        (["BF16", "F32"], torch.bfloat16),
+        (["F16"], torch.float16),
+        (["F32", "F16"], torch.bfloat16),
+        (["F64"], torch.bfloat16),
+        (["Q4_K", "F32"], torch.bfloat16),
+    ],
+)
+def test_auto_on_a_gpu_has_16_bits(tensor_dtypes, expected):
+    assert resolve_dtype("auto", checkpoint(*tensor_dtypes), device="cuda") == expected
+    assert resolve_dtype("float32", checkpoint(*tensor_dtypes), device="cuda") == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("config_dtype", "expected"),
+    [("bfloat16", torch.bfloat16), ("float16", torch.float16), ("float32", torch.bfloat16), (None, torch.bfloat16)],
+)
+def test_auto_on_a_gpu_for_random_weights_follows_the_config(config_dtype, expected):
+    assert resolve_dtype("auto", checkpoint(config_dtype=config_dtype), device="cuda") == expected
+
+
+def test_a_gpu_keeps_keys_and_values_in_the_models_format():
+    assert resolve_kv_cache_dtype("auto", torch.float16, device="cuda") == torch.float16
+    assert resolve_kv_cache_dtype("bfloat16", torch.bfloat16, device="cuda") == torch.bfloat16
+    with pytest.raises(ConfigError, match="--dtype float32") as caught:
+        resolve_kv_cache_dtype("float32", torch.bfloat16, device="cuda")
+    assert caught.value.param == "kv_cache_dtype"
 
 
 def test_kv_cache_follows_the_model_unless_named():

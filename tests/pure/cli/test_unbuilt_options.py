@@ -68,8 +68,9 @@ def test_the_documents_benchmark_command() -> None:
         "--swap-space 0",
         "--swap-space 0.0",
         "--no-enable-lora",
-        "--enforce-eager",
-        "--no-enforce-eager",
+        "--async-scheduling",
+        "--disable-custom-all-reduce",
+        "--no-disable-custom-all-reduce",
         "--disable-log-requests",
         "-O0",
         "--distributed-executor-backend mp",
@@ -90,6 +91,8 @@ def test_what_asks_for_the_usual_passes(line: str) -> None:
         ("-cc.mode=3", "--compilation-config 3"),
         ("--load-format bitsandbytes", "--load-format bitsandbytes"),
         ("--kv-cache-dtype fp8", "--kv-cache-dtype fp8"),
+        ("--max-cudagraph-capture-size 64", "--max-cudagraph-capture-size 64"),
+        ("--profiler-config.profiler torch", "--profiler-config"),
     ],
 )
 def test_anything_else_is_refused_by_name(line: str, shown: str) -> None:
@@ -100,7 +103,7 @@ def test_anything_else_is_refused_by_name(line: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"tensor_parallel_size": 1}, {"swap_space": 0.0, "enforce_eager": True}, {"quantization": None}]
+    "arguments", [{"tensor_parallel_size": 1}, {"swap_space": 0.0, "async_scheduling": True}, {"quantization": None}]
 )
 def test_python_arguments_that_ask_for_the_usual_pass(arguments: dict[str, Any]) -> None:
     assert EngineConfig.from_options(model="m", **arguments) == EngineConfig.from_options(model="m")

@@ -36,6 +36,9 @@ REFUSED: list[tuple[str, Any]] = [
     ("trust_remote_code", True),
     ("device", "tpu"),
     ("threads", 0),
+    ("cudagraph_capture_sizes", []),
+    ("cudagraph_capture_sizes", [8, 0]),
+    ("torch_profiler_dir", ""),
 ]
 
 
@@ -62,6 +65,16 @@ def test_options_find_their_owner() -> None:
     config = EngineConfig.from_options(model="m", block_size=32, max_num_seqs=7, threads=2)
     assert (config.model.model, config.cache.block_size) == ("m", 32)
     assert (config.scheduler.max_num_seqs, config.device.threads) == (7, 2)
+
+
+def test_capture_sizes_are_kept_in_order() -> None:
+    config = EngineConfig.from_options(cudagraph_capture_sizes=[8, 1, 8, 2])
+    assert config.device.cudagraph_capture_sizes == (1, 2, 8)
+
+
+def test_graphs_and_no_graphs_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="enforce_eager for none"):
+        EngineConfig.from_options(cudagraph_capture_sizes=[8], enforce_eager=True)
 
 
 def test_an_unknown_option_is_refused() -> None:
@@ -98,3 +111,46 @@ def test_a_context_beyond_the_model_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"9000 exceeds the 8192 tokens") as caught:
         resolve(config, context_length=8192, device="cpu", serving=True)
     assert "--max-model-len 8192" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("serving", "expected"), [(False, (1024, 16384)), (True, (512, 2048))])
+def test_a_gpu_takes_larger_steps(serving: bool, expected: tuple[int, int]) -> None:
+    resolved = resolve(EngineConfig(), context_length=8192, device="cuda", serving=serving)
+    assert (resolved.scheduler.max_num_seqs, resolved.scheduler.max_num_batched_tokens) == expected
+
+
+def test_a_default_budget_is_no_more_than_all_sequences_can_have() -> None:
+    config = EngineConfig.from_options(max_model_len=64, max_num_seqs=8)
+    assert resolve(config, context_length=8192, device="cuda", serving=False).scheduler.max_num_batched_tokens == 512
+    asked = EngineConfig.from_options(max_model_len=64, max_num_seqs=8, max_num_batched_tokens=600)
+    assert resolve(asked, context_length=8192, device="cuda", serving=False).scheduler.max_num_batched_tokens == 600
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 64])
+def test_block_sizes_that_a_gpu_has(block_size: int) -> None:
+    config = EngineConfig.from_options(block_size=block_size)
+    assert resolve(config, context_length=8192, device="cuda", serving=False).cache.block_size == block_size
+
+
+@pytest.mark.parametrize("block_size", [8, 128])
+def test_block_sizes_that_only_a_cpu_has(block_size: int) -> None:
+    config = EngineConfig.from_options(block_size=block_size)
+    assert resolve(config, context_length=8192, device="cpu", serving=False).cache.block_size == block_size
+    with pytest.raises(ConfigError, match="16, 32, 64 on a GPU") as caught:
+        resolve(config, context_length=8192, device="cuda", serving=False)
+    assert caught.value.param == "block_size"
+    assert "--device cpu" in str(caught.value.hint)
+
+
+def test_a_cpu_has_no_graphs_to_capture() -> None:
+    config = EngineConfig.from_options(cudagraph_capture_sizes=[1, 2])
+    assert resolve(config, context_length=8192, device="cuda", serving=False).device.cudagraph_capture_sizes == (1, 2)
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        resolve(config, context_length=8192, device="cpu", serving=False)
+
+
+def test_a_graph_for_more_sequences_than_a_step_has_is_refused() -> None:
+    config = EngineConfig.from_options(cudagraph_capture_sizes=[1, 64], max_num_seqs=48)
+    with pytest.raises(ConfigError, match="has 64, and a step has at most 48") as caught:
+        resolve(config, context_length=8192, device="cuda", serving=False)
+    assert "--max-num-seqs 64" in str(caught.value.hint)

@@ -154,10 +154,10 @@ def test_idle_statistics_show_nothing_running_after_an_abort() -> None:
 def test_a_reader_that_waits_loses_nothing() -> None:
     async def main() -> None:
         async with Served() as served:
-            await served.client.add(request("a", 3000))
-            await asyncio.to_thread(served.wait_for_steps, 3000)
+            await served.client.add(request("a", 1200))
+            await asyncio.to_thread(served.wait_for_steps, 1200)
             tokens = await collect(served.client, {"a"})
-            assert len(tokens["a"]) == 3000
+            assert len(tokens["a"]) == 1200
 
     run(main())
 

@@ -79,7 +79,7 @@ def test_content_that_is_dropped_makes_the_block_empty() -> None:
     pool.drop_content(1)
     assert pool.allocate(1) == [1]
     pool.drop_all_content()
-    assert not pool.keeps_content(0)
+    assert pool.keeping_blocks() == []
     assert pool.allocate(2) is not None
     assert evicted == []
     pool.check_invariants()

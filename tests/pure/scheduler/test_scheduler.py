@@ -1,10 +1,14 @@
+from itertools import pairwise
+
 import pytest
 
 from quire.errors import InvalidRequestError
+from quire.scheduler.sequence import REPORT_INTERVAL
 from quire.testing.tokens import predict_tokens
 from quire.testing.traces import make_request
 from quire.types.deltas import FinishReason
 from quire.types.plan import StepPlan
+from quire.types.sampling import RequestOutputKind
 from quire.types.stats import EngineStats
 
 
@@ -574,3 +578,94 @@ def test_prompt_logprobs_come_once_in_spite_of_preemptions(make_bench):
         entries = [entry for delta in deltas for entry in delta.prompt_logprobs]
         assert [entry.token_ids[0] for entry in entries] == request.prompt_token_ids[1:]
         assert bench.tokens(request.request_id) == predict_tokens(request)
+
+
+# Plans of the steady state, and reports at intervals.
+
+
+def test_plans_of_the_steady_state_share_their_lists(make_bench):
+    bench = make_bench(enable_prefix_caching=False)
+    for name in ("a", "b"):
+        bench.scheduler.add(make_request(name, prompt_of(3), max_tokens=5 if name == "a" else 9))
+    plans = []
+    while (plan := bench.step()) is not None:
+        plans.append(plan)
+    assert [len(plan.slots) for plan in plans] == [2] * 5 + [1] * 4
+    for before, after in pairwise(plans[1:]):
+        same = len(before.slots) == len(after.slots)
+        for name in ("slots", "sequence_ids", "num_tokens", "samples"):
+            assert (getattr(before, name) is getattr(after, name)) == same
+
+
+def final_only(name, num_tokens, **fields):
+    return make_request(name, prompt_of(5), max_tokens=num_tokens, output_kind=RequestOutputKind.FINAL_ONLY, **fields)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, REPORT_INTERVAL, 3 * REPORT_INTERVAL + 5])
+def test_tokens_that_nobody_looks_at_come_many_at_a_time_and_are_the_same(make_bench, num_tokens):
+    bench = make_bench()
+    request = final_only("a", num_tokens)
+    bench.scheduler.add(request)
+    bench.finish()
+    assert bench.tokens("a") == predict_tokens(request)
+    assert bench.end("a").finish_reason is FinishReason.LENGTH
+    counts = [len(delta.token_ids) for delta in bench.deltas]
+    assert counts[0] == 1, "the first token tells when the answer began"
+    assert max(counts) <= REPORT_INTERVAL
+    assert len(counts) <= 3 + num_tokens // REPORT_INTERVAL
+    assert [delta.num_cached_tokens is None for delta in bench.deltas] == [False] + [True] * (len(counts) - 1)
+    assert bench.scheduler.statistics().num_generated_tokens == num_tokens
+
+
+def test_sequences_that_started_together_are_reported_in_different_steps(make_bench):
+    bench = make_bench(max_num_seqs=16, num_blocks=400)
+    for number in range(16):
+        bench.scheduler.add(final_only(str(number), 200))
+    bench.step()
+    per_step = []
+    for _ in range(2 * REPORT_INTERVAL):
+        num_before = len(bench.deltas)
+        bench.step()
+        per_step.append(len(bench.deltas) - num_before)
+    assert max(per_step) == 1
+    assert sum(per_step) >= 16
+
+
+@pytest.mark.parametrize("wish", [{"stop": ["x"]}, {"logprobs": 0}, {"n": 2}])
+def test_what_somebody_looks_at_comes_token_by_token(make_bench, wish):
+    bench = make_bench()
+    kind = RequestOutputKind.DELTA if "n" in wish else RequestOutputKind.FINAL_ONLY
+    bench.scheduler.add(make_request("a", prompt_of(5), max_tokens=9, output_kind=kind, **wish))
+    bench.finish()
+    assert {len(delta.token_ids) for delta in bench.deltas} == {1}
+
+
+def test_a_stop_token_ends_what_is_reported_at_intervals_at_once(make_bench):
+    expected = predict_tokens(final_only("a", 60))
+    stop = expected[20]
+    bench = make_bench()
+    bench.scheduler.add(final_only("a", 60, stop_token_ids=[stop]))
+    bench.finish()
+    assert bench.tokens("a") == expected[: expected.index(stop) + 1]
+    assert (bench.end("a").finish_reason, bench.end("a").stop_token_id) == (FinishReason.STOP, stop)
+
+
+def test_what_was_not_reported_comes_with_the_error_that_ends_it(make_bench):
+    bench = make_bench()
+    request = final_only("a", 60)
+    bench.scheduler.add(request)
+    for _ in range(10):
+        bench.step()
+    bench.executor.failing_steps[11] = "device lost a step"
+    bench.finish()
+    assert bench.end("a").error == "device lost a step"
+    assert bench.tokens("a") == predict_tokens(request)[:10]
+
+
+def test_blocks_are_shared_when_they_are_full_and_not_when_they_are_reported(make_bench):
+    bench = make_bench(block_size=4)
+    bench.scheduler.add(final_only("a", 60))
+    bench.step()
+    for number in range(1, 30):
+        bench.step()
+        assert bench.cache.statistics().num_cached_blocks == (5 + number) // 4

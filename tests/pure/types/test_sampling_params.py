@@ -8,7 +8,7 @@ import pytest
 
 from quire.errors import ParameterError
 from quire.types.request import GenerationRequest
-from quire.types.sampling import MAX_SAMPLES, SamplingParams
+from quire.types.sampling import MAX_SAMPLES, RequestOutputKind, SamplingParams
 
 REJECTED = [
     ("n", 0),
@@ -124,3 +124,29 @@ def test_a_request_survives_the_wire() -> None:
     decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=GenerationRequest)
     assert decoded == request
     assert decoded.stop_token_ids == frozenset({2})
+
+
+def test_completing_changes_three_fields_and_nothing_else() -> None:
+    params = SamplingParams(n=2, stop="x", logit_bias={3: 500.0}, max_tokens=None, min_tokens=3, stop_token_ids=[4, 4])
+    changes: dict[str, Any] = {"max_tokens": 9, "seed": 5, "output_kind": RequestOutputKind.FINAL_ONLY}
+    assert params.completed(**changes) == params.with_changes(**changes)
+    assert (params.max_tokens, params.seed) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("wish", "shows_progress", "needs_every_token"),
+    [
+        ({}, True, True),
+        ({"output_kind": RequestOutputKind.DELTA}, True, True),
+        ({"output_kind": RequestOutputKind.FINAL_ONLY}, False, False),
+        ({"output_kind": RequestOutputKind.FINAL_ONLY, "n": 3}, False, False),
+        ({"output_kind": RequestOutputKind.FINAL_ONLY, "stop": ["x"]}, False, True),
+        ({"output_kind": RequestOutputKind.FINAL_ONLY, "logprobs": 0}, False, True),
+        ({"n": 2, "best_of": 3}, False, False),
+    ],
+)
+def test_who_looks_at_an_answer_before_its_end(
+    wish: dict[str, Any], shows_progress: bool, needs_every_token: bool
+) -> None:
+    params = SamplingParams(**wish)
+    assert (params.shows_progress, params.needs_every_token) == (shows_progress, needs_every_token)

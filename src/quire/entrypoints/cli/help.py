@@ -136,6 +136,6 @@ def _vllm_note(command: CommandLine) -> list[str]:
         return []
     return [
         "Flags of vLLM that are not listed are accepted where their value asks for what quire does anyway",
-        "(--tensor-parallel-size 1, --swap-space 0, --enforce-eager); other values are refused with a hint.",
+        "(--tensor-parallel-size 1, --swap-space 0, --async-scheduling); other values are refused with a hint.",
         "--help=WORD says which.",
     ]

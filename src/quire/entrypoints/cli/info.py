@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from quire.config.cache import CacheConfig
+from quire.config.device import DeviceConfig
 from quire.config.model import ModelConfig
 from quire.config.option import option
 from quire.entrypoints.cli.command_line import Arguments, CommandLine, GeneralOptions
@@ -25,10 +26,16 @@ class InfoOptions:
 
 COMMAND = CommandLine(
     name="info",
-    summary="Show the machine and, with a model, its architecture, sizes and what a token costs in KV cache.",
-    groups={"output": InfoOptions, "model": ModelConfig, "cache": CacheConfig, "general": GeneralOptions},
+    summary="Show the machine, the device and, with a model, its architecture, sizes and the KV cache per token.",
+    groups={
+        "output": InfoOptions,
+        "model": ModelConfig,
+        "cache": CacheConfig,
+        "device": DeviceConfig,
+        "general": GeneralOptions,
+    },
     bare_word="model",
-    examples=("quire info", "quire info model.gguf", "quire info org/model --json"),
+    examples=("quire info", "quire info model.gguf", "quire info org/model --json --device cpu"),
 )
 
 
@@ -37,20 +44,29 @@ def run(arguments: Arguments) -> int:
 
     Raises:
         CheckpointError: The model cannot be found or read.
+        ConfigError: A device is asked for that this machine does not have.
     """
     configure_logging(arguments.make(GeneralOptions).log_level)
     facts: dict[str, Any] = {"machine": describe_machine()}
-    config = arguments.make(ModelConfig)
+    config, wanted_device = arguments.make(ModelConfig), arguments.make(DeviceConfig).device
+    device = None
+    if installed_version("torch") is not None:
+        from quire.worker.device import describe_device
+
+        facts["device"] = describe_device(wanted_device)
+        device = facts["device"]["device"]
     if config.model:
         from quire.checkpoint.checkpoint import open_checkpoint
 
-        facts["model"] = describe_model(open_checkpoint(config), config, arguments.make(CacheConfig))
+        facts["model"] = describe_model(open_checkpoint(config), config, arguments.make(CacheConfig), device)
     print(json.dumps(facts, indent=2) if arguments.make(InfoOptions).json else as_text(facts))
     return 0
 
 
-def describe_model(checkpoint: "Checkpoint", config: ModelConfig, cache: CacheConfig) -> dict[str, Any]:
-    """Architecture and sizes. With torch installed also the number formats that would be used here."""
+def describe_model(
+    checkpoint: "Checkpoint", config: ModelConfig, cache: CacheConfig, device: str | None
+) -> dict[str, Any]:
+    """Architecture and sizes. With a device ("cpu" or "cuda") also the number formats that would be used there."""
     architecture = checkpoint.architecture
     values = 2 * architecture.num_hidden_layers * architecture.num_key_value_heads * architecture.head_dim
     facts = {
@@ -70,18 +86,16 @@ def describe_model(checkpoint: "Checkpoint", config: ModelConfig, cache: CacheCo
         "has_chat_template": checkpoint.chat_template is not None,
         "generation_defaults": checkpoint.generation_defaults,
     }
-    return facts | _number_formats(checkpoint, config, cache, values)
+    return facts | ({} if device is None else _number_formats(checkpoint, config, cache, device, values))
 
 
 def _number_formats(
-    checkpoint: "Checkpoint", config: ModelConfig, cache: CacheConfig, values_per_token: int
+    checkpoint: "Checkpoint", config: ModelConfig, cache: CacheConfig, device: str, values_per_token: int
 ) -> dict[str, Any]:
-    if installed_version("torch") is None:
-        return {}
     from quire.worker import dtype as formats
 
-    dtype = formats.resolve_dtype(config.dtype, checkpoint)
-    kv_dtype = formats.resolve_kv_cache_dtype(cache.kv_cache_dtype, dtype)
+    dtype = formats.resolve_dtype(config.dtype, checkpoint, device=device)
+    kv_dtype = formats.resolve_kv_cache_dtype(cache.kv_cache_dtype, dtype, device=device)
     return {
         "dtype": formats.dtype_name(dtype),
         "kv_cache_dtype": formats.dtype_name(kv_dtype),

@@ -11,6 +11,7 @@ from quire.config.engine import EngineConfig
 from quire.config.server import ServerConfig
 from quire.entrypoints.cli.command_line import ENGINE_GROUPS, Arguments, CommandLine, FileOptions
 from quire.entrypoints.cli.terminal import configure_logging
+from quire.errors import ConfigError
 
 API_KEY_VARIABLE = "QUIRE_API_KEY"
 
@@ -35,6 +36,12 @@ def run(arguments: Arguments) -> int:
     """
     server = with_environment_key(arguments.make(ServerConfig), os.environ)
     config = arguments.make_engine_config()
+    if config.device.torch_profiler_dir is not None:
+        raise ConfigError(
+            "not built in this version of quire: --torch-profiler-dir of a server",
+            hint="`LLM(..., torch_profiler_dir=FOLDER)` has start_profile and stop_profile",
+            param="torch_profiler_dir",
+        )
     if "use_tqdm_on_load" not in arguments.values and not sys.stderr.isatty():
         config = replace(config, model=replace(config.model, use_tqdm_on_load=False))
     configure_logging(server.log_level)
@@ -61,8 +68,16 @@ def model_names(config: EngineConfig, server: ServerConfig) -> list[str]:
 async def _serve(config: EngineConfig, server: ServerConfig) -> None:
     """Loads the web framework while the engine starts, and binds before the model is loaded."""
     from quire.entrypoints import launch
+    from quire.worker.start_report import StartReport, process_age_seconds
 
-    starting = asyncio.create_task(launch.start_async_engine(config, log_level=server.log_level))
+    report = StartReport(age_seconds=process_age_seconds())
+    starting = asyncio.create_task(launch.start_async_engine(config, log_level=server.log_level, report=report))
+
+    def announce(greeting: str) -> None:
+        report.end_phase("web_server")
+        launch.logger.info("%s", report.table())
+        print(greeting, flush=True)
+
     try:
         await asyncio.to_thread(_load_web_framework)
         from quire.entrypoints.http.app import create_app
@@ -77,7 +92,7 @@ async def _serve(config: EngineConfig, server: ServerConfig) -> None:
         engine = await starting
         try:
             app = create_app(engine, server, model_names=model_names(config, server))
-            await serve_app(app, listener, server, announce=_announce)
+            await serve_app(app, listener, server, announce=announce)
         finally:
             await engine.close()
 
@@ -85,7 +100,3 @@ async def _serve(config: EngineConfig, server: ServerConfig) -> None:
 def _load_web_framework() -> None:
     importlib.import_module("quire.entrypoints.http.app")
     importlib.import_module("quire.entrypoints.http.server")
-
-
-def _announce(greeting: str) -> None:
-    print(greeting, flush=True)

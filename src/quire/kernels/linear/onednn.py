@@ -26,14 +26,14 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     return packed
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """See `quire.kernels.linear.linear`.
+def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x @ weight.T + bias.
 
     A row's result does not depend on the rows beside it, except that one row alone may be summed in another order. So
     one row is multiplied as two: a sequence then computes the same numbers alone and in a batch.
     """
     if x.shape[0] == 1:
-        return linear(x.expand(2, -1), weight, bias)[:1]
+        return multiply(x.expand(2, -1), weight, bias)[:1]
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
     return product
 
@@ -54,7 +54,7 @@ def _obstacle(dtype: torch.dtype) -> str | None:
         return "this CPU lacks the instructions"
     x, weight = torch.linspace(-1, 1, 15, dtype=dtype).view(3, 5), torch.linspace(-2, 1, 35, dtype=dtype).view(7, 5)
     try:
-        product = linear(x, pack(weight), None)
+        product = multiply(x, pack(weight), None)
     except (AttributeError, RuntimeError, TypeError) as error:
         return str(error).splitlines()[0]
     expected = functional.linear(x.float(), weight.float())

@@ -1,9 +1,35 @@
-"""x @ weight.T + bias in float64."""
+"""The product and its options in float64."""
+
+from typing import TYPE_CHECKING
 
 import torch
 
+from quire.kernels.rms_norm.reference import rms_norm
+from quire.kernels.silu_mul.reference import silu_mul
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """See `quire.kernels.linear.linear`; the weight is [out, in]."""
-    product = (x.double()[:, None, :] * weight.double()[None, :, :]).sum(dim=-1)
-    return (product if bias is None else product + bias.double()).to(x.dtype)
+if TYPE_CHECKING:
+    from quire.kernels.linear import NormWeight
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    norm: "NormWeight | None" = None,
+    gated: bool = False,
+    add_to: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """See `quire.kernels.linear.linear`; the weight is [out, in]. Does not modify `add_to`."""
+    wide = x.double()
+    if norm is not None:
+        wide = rms_norm(wide, norm.weight.double(), norm.epsilon)
+    product = (wide[:, None, :] * weight.double()[None, :, :]).sum(dim=-1)
+    if bias is not None:
+        product = product + bias.double()
+    if gated:
+        product = silu_mul(product)
+    if add_to is not None:
+        product = add_to.double() + product
+    return product.to(out_dtype or x.dtype)

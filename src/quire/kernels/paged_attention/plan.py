@@ -87,11 +87,15 @@ class AttentionMetadata:
     """A step's plan for every size of sliding window.
 
     Attributes:
+        query_lengths, context_lengths, block_tables: What it was made from, see `prepare`.
         keys: [rows, H_kv * D] buffer for gathered keys of the caches' number format.
         values: The same for values.
     """
 
     num_tokens: int
+    query_lengths: Sequence[int]
+    context_lengths: Sequence[int]
+    block_tables: torch.Tensor
     by_window: dict[int | None, WindowPlan]
     keys: torch.Tensor
     values: torch.Tensor
@@ -161,7 +165,8 @@ def make_plan(
         for window in drafts
     }
     by_window = {window: plans[effective[window]] for window in effective}
-    return AttentionMetadata(ends[-1] if ends else 0, by_window, keys, values)
+    num_tokens = ends[-1] if ends else 0
+    return AttentionMetadata(num_tokens, query_lengths, context_lengths, block_tables, by_window, keys, values)
 
 
 def _draft_groups(step: _Step, window: int | None) -> Iterator[_GroupDraft]:

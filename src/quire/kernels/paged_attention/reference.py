@@ -28,6 +28,7 @@ def attend(
     block_tables: torch.Tensor,
     scale: float,
     sliding_window: int | None = None,
+    soft_cap: float | None = None,
 ) -> torch.Tensor:
     """See `quire.kernels.paged_attention.attend`; takes what `prepare` takes instead of its metadata."""
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -37,7 +38,7 @@ def attend(
             first = 0 if sliding_window is None else max(0, position - sliding_window + 1)
             keys = _rows(key_cache, block_tables[sequence], first, position + 1)
             values = _rows(value_cache, block_tables[sequence], first, position + 1)
-            output[token] = _attend_one(query[token].double(), keys, values, scale).to(output.dtype)
+            output[token] = _attend_one(query[token].double(), keys, values, scale, soft_cap).to(output.dtype)
             token += 1
     return output
 
@@ -50,11 +51,15 @@ def _rows(cache: torch.Tensor, block_table: torch.Tensor, first: int, end: int) 
     ).double()
 
 
-def _attend_one(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float) -> torch.Tensor:
+def _attend_one(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float, soft_cap: float | None
+) -> torch.Tensor:
     """One token's attention: query [H, D], keys and values [L, H_kv, D] -> [H, D]."""
     heads_per_key = query.shape[0] // keys.shape[1]
     heads = []
     for head in range(query.shape[0]):
         scores = keys[:, head // heads_per_key] @ query[head] * scale
+        if soft_cap is not None:
+            scores = soft_cap * torch.tanh(scores / soft_cap)
         heads.append(torch.softmax(scores, dim=0) @ values[:, head // heads_per_key])
     return torch.stack(heads)

@@ -12,18 +12,25 @@ def rope_tables(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines of a step, made once for all layers.
 
-    They are computed from the positions: exact at any length, and no table of the longest context is kept.
+    They are computed from the positions: no table of the longest context is kept, and at any length they are as exact
+    as angles in float32 allow.
 
     Args:
-        positions: [T] int64.
+        positions: [T] int64; on a GPU int32 will do, and -1 marks padding, whose values mean nothing.
         inverse_frequencies: [R/2] float32, radians per position.
         factor: Multiplies cosines and sines.
-        dtype: Of the tables; that of the queries.
+        dtype: That of the queries.
 
     Returns:
-        cosines: [T, 1, R] of `dtype`; both halves are equal.
-        sines: [T, 1, R] of `dtype`; the first half is negated.
+        A pair for `rope` and `rope_kv_write` on the same device, whose layout is that device's matter.
+
+        On a CPU, of `dtype`: cosines [T, 1, R], both halves equal, and sines [T, 1, R], the first half negated.
+        On a GPU, float32: cosines [T, R/2] and sines [T, R/2].
     """
+    if positions.is_cuda:
+        from quire.kernels.rope import triton
+
+        return triton.rope_tables(positions, inverse_frequencies, factor)
     angles = torch.outer(positions.to(torch.float32), inverse_frequencies)
     cosines, sines = angles.cos().mul_(factor), angles.sin().mul_(factor)
     return (
@@ -33,7 +40,7 @@ def rope_tables(
 
 
 def rope(x: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-    """Turns the first R dimensions of every head by its token's angles.
+    """Turns the first R dimensions of every head by its token's angles. On a CPU; a GPU has `rope_kv_write`.
 
     Args:
         x: [T, H, D] queries or keys, D >= R.

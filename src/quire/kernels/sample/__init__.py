@@ -4,7 +4,9 @@ The steps, in this order: allowed ids, excluded ids (bad words, stop tokens befo
 repetition, frequency and presence penalties, temperature, min_p, top_k, top_p, draw. A row's token depends on
 its own logits and parameters and on (seed, sample index, position), never on who shares the batch.
 
-May import: errors; torch and numpy. Read first: this file, `reference.py`, `torch_cpu.py`.
+On a GPU the same is done by the functions of `device.py`, on tensors that stay there.
+
+May import: errors; torch, triton and numpy. Read first: this file, `reference.py`, `torch_cpu.py`, `device.py`.
 """
 
 import numpy as np
@@ -12,9 +14,25 @@ import torch
 
 from quire.kernels.sample import torch_cpu
 from quire.kernels.sample.batch import LogitEdits, Penalties, SamplingBatch
-from quire.kernels.sample.logprobs import TokenLogprobs, pick_logprobs
+from quire.kernels.sample.logprobs import (
+    DeviceLogprobs,
+    TokenLogprobs,
+    complete_logprobs,
+    pick_logprobs,
+    pick_logprobs_on_device,
+)
 
-__all__ = ["LogitEdits", "Penalties", "SamplingBatch", "TokenLogprobs", "draw_tokens", "pick_logprobs"]
+__all__ = [
+    "DeviceLogprobs",
+    "LogitEdits",
+    "Penalties",
+    "SamplingBatch",
+    "TokenLogprobs",
+    "complete_logprobs",
+    "draw_tokens",
+    "pick_logprobs",
+    "pick_logprobs_on_device",
+]
 
 
 def draw_tokens(logits: torch.Tensor, batch: SamplingBatch) -> tuple[np.ndarray, np.ndarray]:

@@ -17,4 +17,8 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
         [T, I], a new contiguous tensor.
     """
     assert gate_up.dim() == 2 and gate_up.shape[1] % 2 == 0, f"gate_up must be [T, 2 * I], got {tuple(gate_up.shape)}"
+    if gate_up.is_cuda:
+        from quire.kernels.silu_mul import triton
+
+        return triton.silu_mul(gate_up)
     return torch_cpu.silu_mul(gate_up)

@@ -34,7 +34,7 @@ Unpack = Callable[[Tensor, Tensor], None]
 
 
 class Dequantizer:
-    """Fills parameters from packed rows, on as many threads as torch uses. A context manager."""
+    """Fills tensors on the CPU from packed rows, on as many threads as torch uses. A context manager."""
 
     def __init__(self) -> None:
         torch_threads = torch.get_num_threads()
@@ -50,6 +50,10 @@ class Dequantizer:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the threads."""
         self._pool.shutdown()
 
     def write(self, packed: Tensor, dtype: str, out: Tensor) -> None:
@@ -58,16 +62,11 @@ class Dequantizer:
         Args:
             packed: uint8 [rows, bytes per row], contiguous, on the CPU.
             dtype: Format of the rows, one of `LOADABLE_TYPES`.
-            out: [rows, values per row], contiguous, on any device.
+            out: [rows, values per row], contiguous, on the CPU.
 
         Raises:
             UnsupportedModelError: A format that the installed gguf package does not know.
         """
-        if out.device.type != "cpu":
-            staged = torch.empty(out.shape, dtype=out.dtype)
-            self.write(packed, dtype, staged)
-            out.copy_(staged)
-            return
         block_values, block_bytes = _block_size(dtype)
         blocks, flat = packed.view(-1, block_bytes), out.view(-1, block_values)
         unpack = _unpacker(dtype)

@@ -9,10 +9,10 @@ from tqdm import tqdm
 from quire.checkpoint.checkpoint import Checkpoint
 from quire.layers.linear import Linear
 from quire.models.decoder import DecoderModel
-from quire.models.loading.dequantize import Dequantizer
 from quire.models.loading.mapped_files import MappedFiles
 from quire.models.loading.matching import Transfer, match_tensors
 from quire.models.loading.random_weights import RandomWeights
+from quire.models.loading.weight_writer import WeightWriter
 from quire.models.registry import create_model
 
 
@@ -44,12 +44,25 @@ def load_model(
         CorruptCheckpointError: A file has changed since its header was read.
     """
     model = create_model(checkpoint.architecture, dtype=dtype, device="meta", max_model_len=max_model_len)
+    load_weights(model, checkpoint, progress=progress, device=device, seed=seed)
+    return model
+
+
+def load_weights(
+    model: DecoderModel,
+    checkpoint: Checkpoint,
+    *,
+    progress: bool = True,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> None:
+    """Fills a model that was built on the meta device and makes it ready to run. See `load_model`."""
     for name in fill_parameters(model, checkpoint, progress=progress, device=torch.device(device), seed=seed):
         module = model.get_submodule(name.rpartition(".")[0])
         if isinstance(module, Linear) and name.endswith(".weight"):
             module.finish_loading()
     model.finish_loading()
-    return model.eval()
+    model.eval()
 
 
 @torch.no_grad()
@@ -67,13 +80,13 @@ def fill_parameters(
     files = MappedFiles()
     total = sum(transfer.entry.num_bytes for transfer in transfers)
     with (
-        Dequantizer() as dequantizer,
+        WeightWriter(device) as writer,
         tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=None if progress else True) as bar,
     ):
         for name, of_parameter in _by_parameter(transfers).items():
             parameter = _allocate(model, name, model.get_parameter(name), device)
             for transfer in of_parameter:
-                _put(dequantizer, parameter, files.rows(transfer.entry), transfer)
+                _put(writer, parameter, files.rows(transfer.entry), transfer)
                 bar.update(transfer.entry.num_bytes)
             yield name
 
@@ -94,13 +107,13 @@ def _allocate(model: nn.Module, name: str, parameter: nn.Parameter, device: torc
     return replacement
 
 
-def _put(dequantizer: Dequantizer, parameter: Tensor, rows: Tensor, transfer: Transfer) -> None:
+def _put(writer: WeightWriter, parameter: Tensor, rows: Tensor, transfer: Transfer) -> None:
     """Writes one tensor into its rows of the parameter."""
     if transfer.interleaved_heads:
         rows = _halves_first(rows, transfer.interleaved_heads)
     place = transfer.placement
     target = parameter[place.row_start : place.row_start + place.num_rows]
-    dequantizer.write(rows, transfer.entry.dtype, target.view(place.num_rows, -1))
+    writer.write(rows, transfer.entry.dtype, target.view(place.num_rows, -1))
 
 
 def _halves_first(rows: Tensor, num_heads: int) -> Tensor:

@@ -38,9 +38,24 @@ class RandomWeights:
 
 def _tile(numbers: Tensor, out: Tensor, first: int) -> None:
     """Repeats `numbers` over `out`, beginning with number `first`."""
-    position = 0
+    _copy(numbers[first:], out)
+    _copy(numbers[:first], out[len(numbers) - first :])
+    _repeat(out, len(numbers), doubling=out.is_cuda)
+
+
+def _copy(piece: Tensor, out: Tensor) -> None:
+    """Writes the piece, or as much of it as there is room for, at the start of `out`."""
+    count = min(len(piece), len(out))
+    out[:count].copy_(piece[:count])
+
+
+def _repeat(out: Tensor, period: int, *, doubling: bool) -> None:
+    """Continues the first `period` numbers of `out` to its end.
+
+    Doubling copies all that is there already: a GPU then needs few launches. A CPU is faster with a source that stays
+    in its cache.
+    """
+    position = period
     while position < len(out):
-        piece = numbers[first : first + len(out) - position]
-        out[position : position + len(piece)].copy_(piece)
-        position += len(piece)
-        first = 0
+        _copy(out[: position if doubling else period], out[position:])
+        position += position if doubling else period
