@@ -47,6 +47,7 @@ fix: $(VENV)/installed-dev ## Format and repair what can be repaired by itself
 bench: $(VENV)/installed-dev ## Measure the control half and the engine on the small model
 	$(BIN)/python benchmarks/kvcache.py
 	$(BIN)/python benchmarks/control.py
+	$(BIN)/python benchmarks/host_offline.py
 	$(BIN)/python benchmarks/shared_prefix.py
 	$(BIN)/quire bench throughput --num-prompts 32 --input-len 128 --output-len 64
 	$(BIN)/quire bench latency --batch-size 1 --input-len 128 --output-len 64 --num-iters 3

@@ -32,7 +32,8 @@ class DeviceConfig:
     )
     torch_profiler_dir: str | None = option(
         None,
-        help="Folder for traces of torch.profiler. Makes LLM.start_profile and stop_profile possible.",
+        help="Folder for traces of torch.profiler. Makes LLM.start_profile and stop_profile possible, and the server's "
+        "POST /start_profile and /stop_profile.",
     )
 
     def __post_init__(self) -> None:

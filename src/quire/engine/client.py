@@ -6,6 +6,7 @@ import logging
 import socket
 import struct
 import tempfile
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -124,6 +125,7 @@ class EngineClient:
         self._writer = writer
         self._process = process
         self._info: EngineInfo | None = None
+        self._profiles: deque[asyncio.Future[str | None]] = deque()
 
     @property
     def info(self) -> EngineInfo:
@@ -137,7 +139,7 @@ class EngineClient:
             await self._send(message)
         answer = await self._receive()
         if isinstance(answer, wire.StartFailed):
-            raise _rebuild_error(answer)
+            raise _rebuild_error(answer.kind, answer.message, answer.hint, answer.param)
         if not isinstance(answer, wire.Ready):
             raise EngineProtocolError(f"the engine sent {type(answer).__name__} before it was ready")
         self._info = answer.info
@@ -150,15 +152,31 @@ class EngineClient:
         """Ends requests."""
         await self._send(wire.Abort(request_ids=request_ids))
 
+    async def start_profile(self) -> None:
+        """Begins to record a trace; `receive` takes the answer."""
+        await self._profile(start=True)
+
+    async def stop_profile(self) -> str:
+        """Ends the trace; `receive` takes the answer, its path."""
+        path = await self._profile(start=False)
+        assert path is not None, "the engine ended a trace and named no file"
+        return path
+
     async def receive(self) -> list[StepOutputs]:
-        """Waits for the next outputs."""
-        message = await self._receive()
-        if not isinstance(message, wire.Outputs):
-            raise EngineProtocolError(f"the engine sent {type(message).__name__} where outputs were due")
+        """Waits for the next outputs. Answers that come before them go to those who wait for them."""
+        try:
+            while not isinstance(message := await self._receive(), wire.Outputs):
+                if not isinstance(message, wire.Profiled):
+                    raise EngineProtocolError(f"the engine sent {type(message).__name__} where outputs were due")
+                self._take_answer(message)
+        except QuireError as error:
+            self._fail_profiles(error)
+            raise
         return message.outputs
 
     async def close(self) -> None:
         """Closes the connection, which ends the engine, and waits for its process."""
+        self._fail_profiles(EngineDeadError("the engine was shut down"))
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
@@ -170,6 +188,33 @@ class EngineClient:
             logger.warning("the engine process %d did not end within %.0f s: killed", self._process.pid, STOP_SECONDS)
             self._process.kill()
             await self._process.wait()
+
+    async def _profile(self, *, start: bool) -> str | None:
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._profiles.append(answer)
+        try:
+            await self._send(wire.Profile(start=start))
+            return await answer
+        finally:
+            answer.cancel()
+
+    def _take_answer(self, message: wire.Profiled) -> None:
+        """Gives it to the oldest question, whose caller may have left."""
+        if not self._profiles:
+            raise EngineProtocolError("the engine sent Profiled unasked")
+        answer = self._profiles.popleft()
+        if answer.done():
+            return
+        if message.kind is None:
+            answer.set_result(message.path)
+        else:
+            answer.set_exception(_rebuild_error(message.kind, message.message, message.hint, message.param))
+
+    def _fail_profiles(self, error: QuireError) -> None:
+        while self._profiles:
+            answer = self._profiles.popleft()
+            if not answer.done():
+                answer.set_exception(error)
 
     async def _send(self, message: wire.ToEngine) -> None:
         try:
@@ -191,14 +236,14 @@ class EngineClient:
         return EngineDeadError(f"the engine process has ended{ending}", hint="the server's log says why")
 
 
-def _rebuild_error(failure: wire.StartFailed) -> QuireError:
+def _rebuild_error(kind_name: str, message: str, hint: str | None, param: str | None) -> QuireError:
     """The error that the engine raised, as the class that it had there."""
-    kind = getattr(errors, failure.kind, None)
+    kind = getattr(errors, kind_name, None)
     if isinstance(kind, type) and issubclass(kind, QuireError):
         error = kind.__new__(kind)
-        QuireError.__init__(error, failure.message, hint=failure.hint, param=failure.param)
+        QuireError.__init__(error, message, hint=hint, param=param)
         return error
-    return EngineError(failure.message, hint=failure.hint)
+    return EngineError(message, hint=hint)
 
 
 def serve_socket(path: str) -> socket.socket:

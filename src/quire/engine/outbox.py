@@ -2,6 +2,7 @@
 
 import threading
 
+from quire.engine import wire
 from quire.types.deltas import SequenceDelta, StepOutputs
 from quire.types.ids import RequestId
 
@@ -10,7 +11,7 @@ MAX_PENDING = 64
 
 
 class Outbox:
-    """Hands outputs from the loop to the thread that sends them. `put` never blocks.
+    """Hands outputs and answers from the loop to the thread that sends them. `put` and `put_answer` never block.
 
     A reader that does not keep up finds its steps merged into one, so that what waits is bounded by the tokens
     of the requests in the engine, and not by the number of steps.
@@ -18,6 +19,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._pending: list[StepOutputs] = []
+        self._answers: list[wire.Profiled] = []
         self._changed = threading.Condition()
         self._closed = False
 
@@ -29,11 +31,20 @@ class Outbox:
                 self._pending = [merge(self._pending)]
             self._changed.notify()
 
-    def take(self) -> list[StepOutputs]:
-        """Waits for outputs and takes all; empty once the box is closed and drained."""
+    def put_answer(self, answer: wire.Profiled) -> None:
+        """Adds the answer to a question of the front end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._pending or self._closed)
-            taken, self._pending = self._pending, []
+            self._answers.append(answer)
+            self._changed.notify()
+
+    def take(self) -> list[wire.Outputs | wire.Profiled]:
+        """Waits for something to send and takes all; empty once the box is closed and drained."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._answers or self._closed)
+            taken: list[wire.Outputs | wire.Profiled] = [*self._answers]
+            if self._pending:
+                taken.append(wire.Outputs(outputs=self._pending))
+            self._pending, self._answers = [], []
             return taken
 
     def close(self) -> None:

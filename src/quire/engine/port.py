@@ -59,6 +59,23 @@ class EnginePort(Protocol):
             EngineDeadError: The engine has ended.
         """
 
+    async def start_profile(self) -> None:
+        """Begins to record a trace.
+
+        Raises:
+            ConfigError: There is no folder for traces, or nothing can be written to it.
+            InvalidRequestError: One is being recorded already.
+            EngineDeadError: The engine has ended.
+        """
+
+    async def stop_profile(self) -> str:
+        """Ends it and returns the trace's path. No step runs while the trace is written.
+
+        Raises:
+            InvalidRequestError: None is being recorded.
+            EngineDeadError: The engine has ended.
+        """
+
     async def receive(self) -> list[StepOutputs]:
         """Waits until the engine has produced something and returns all of it, in order.
 

@@ -4,15 +4,35 @@ import logging
 import queue
 import socket
 import threading
+from typing import Protocol
 
 from quire.engine import wire
 from quire.engine.collector import rare_collections
 from quire.engine.loop import EngineLoop
 from quire.engine.outbox import Outbox
 from quire.engine.port import EngineInfo
-from quire.errors import EngineProtocolError
+from quire.errors import ConfigError, EngineError, EngineProtocolError, QuireError
 
 logger = logging.getLogger("quire.engine")
+
+
+class Profiler(Protocol):
+    """Records traces of what the device and its host do. Called between steps, on the thread that steps."""
+
+    def start_profile(self) -> None:
+        """Begins to record a trace.
+
+        Raises:
+            ConfigError: There is no folder for traces, or nothing can be written to it.
+            InvalidRequestError: One is being recorded already.
+        """
+
+    def stop_profile(self) -> str:
+        """Ends it and returns the trace's path.
+
+        Raises:
+            InvalidRequestError: None is being recorded.
+        """
 
 
 class EngineServer:
@@ -22,11 +42,14 @@ class EngineServer:
     engine never outlives its front end: the end of the connection ends `run`.
     """
 
-    def __init__(self, loop: EngineLoop, connection: socket.socket, info: EngineInfo) -> None:
+    def __init__(
+        self, loop: EngineLoop, connection: socket.socket, info: EngineInfo, profiler: Profiler | None = None
+    ) -> None:
         self._loop = loop
         self._connection = connection
         self._info = info
-        self._inbox: queue.SimpleQueue[wire.Add | wire.Abort | None] = queue.SimpleQueue()
+        self._profiler = profiler
+        self._inbox: queue.SimpleQueue[wire.Add | wire.Abort | wire.Profile | None] = queue.SimpleQueue()
         self._outbox = Outbox()
 
     def run(self) -> None:
@@ -61,12 +84,29 @@ class EngineServer:
             self._apply(message)
             wait = False
 
-    def _apply(self, message: wire.Add | wire.Abort) -> None:
+    def _apply(self, message: wire.Add | wire.Abort | wire.Profile) -> None:
         if isinstance(message, wire.Add):
             self._loop.add(message.request)
-            return
-        for request_id in message.request_ids:
-            self._loop.abort(request_id)
+        elif isinstance(message, wire.Abort):
+            for request_id in message.request_ids:
+                self._loop.abort(request_id)
+        else:
+            self._outbox.put_answer(self._profile(message.start))
+
+    def _profile(self, start: bool) -> wire.Profiled:
+        """Begins or ends a trace. A failure, such as a full disk, is the answer, and not the end of the engine."""
+        try:
+            if self._profiler is None:
+                raise ConfigError("this engine records no traces")
+            if start:
+                self._profiler.start_profile()
+                return wire.Profiled()
+            return wire.Profiled(path=self._profiler.stop_profile())
+        except QuireError as error:
+            return wire.Profiled(kind=type(error).__name__, message=error.message, hint=error.hint, param=error.param)
+        except Exception as error:
+            logger.exception("the trace is lost")
+            return wire.Profiled(kind=EngineError.__name__, message=f"the trace is lost: {error}")
 
     def _read(self) -> None:
         try:
@@ -84,7 +124,8 @@ class EngineServer:
 
     def _write(self) -> None:
         try:
-            while outputs := self._outbox.take():
-                self._connection.sendall(wire.encode(wire.Outputs(outputs=outputs)))
+            while messages := self._outbox.take():
+                for message in messages:
+                    self._connection.sendall(wire.encode(message))
         except OSError as error:
             logger.debug("the front end does not read any more: %s", error)

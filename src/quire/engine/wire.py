@@ -42,6 +42,12 @@ class Abort(msgspec.Struct, tag="abort"):
     request_ids: list[RequestId]
 
 
+class Profile(msgspec.Struct, tag="profile"):
+    """Front end to engine: begin to record a trace, or end it. Answered by one `Profiled`, in the order of arrival."""
+
+    start: bool
+
+
 class Ready(msgspec.Struct, tag="ready"):
     """Engine to front end: requests may come."""
 
@@ -57,14 +63,29 @@ class StartFailed(msgspec.Struct, tag="start_failed"):
     param: str | None
 
 
+class Profiled(msgspec.Struct, tag="profiled"):
+    """Engine to front end: a trace has begun or is written.
+
+    Attributes:
+        path: Of the trace that was ended.
+        kind: With the fields below it, those of the error if it failed; else None.
+    """
+
+    path: str | None = None
+    kind: str | None = None
+    message: str = ""
+    hint: str | None = None
+    param: str | None = None
+
+
 class Outputs(msgspec.Struct, tag="outputs"):
     """Engine to front end: what the steps since the last message produced."""
 
     outputs: list[StepOutputs]
 
 
-ToEngine = Start | Add | Abort
-FromEngine = Ready | StartFailed | Outputs
+ToEngine = Start | Add | Abort | Profile
+FromEngine = Ready | StartFailed | Profiled | Outputs
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

@@ -23,7 +23,7 @@ from quire.engine.client import EngineClient, EngineProcess, serve_socket
 from quire.engine.executor import Executor
 from quire.engine.loop import EngineLoop
 from quire.engine.port import EngineInfo
-from quire.engine.server import EngineServer
+from quire.engine.server import EngineServer, Profiler
 from quire.engine.stop import make_stop_check
 from quire.errors import ConfigError, EngineProtocolError, QuireError
 from quire.frontend.async_engine import AsyncEngine
@@ -44,14 +44,8 @@ class Ledger(Protocol):
 
 
 @runtime_checkable
-class ProfilingExecutor(Executor, Protocol):
+class ProfilingExecutor(Executor, Profiler, Protocol):
     """An executor that can record what it does; see `quire.worker.profiler`."""
-
-    def start_profile(self) -> None:
-        """Begins to record a trace."""
-
-    def stop_profile(self) -> str:
-        """Ends it and returns the trace's path."""
 
 
 class DeviceExecutor(ProfilingExecutor, Protocol):
@@ -260,6 +254,9 @@ def _front_end(config: EngineConfig, checkpoint: Checkpoint, tokenizer: Tokenize
     processor = create_input_processor(config.model, checkpoint, tokenizer, client.info)
     engine = AsyncEngine(client, processor, max_num_queued_reqs=config.scheduler.max_num_queued_reqs)
     engine.start()
+    # What has been built lives as long as the process; a collection that walks through it would delay every stream.
+    gc.collect()
+    gc.freeze()
     return engine
 
 
@@ -267,7 +264,7 @@ def _serve(built: BuiltEngine, connection: socket.socket) -> None:
     """Serves the front end at the other end of `connection` until it goes away, then ends the engine."""
     with connection:
         try:
-            EngineServer(built.loop, connection, built.info).run()
+            EngineServer(built.loop, connection, built.info, built.profiler()).run()
         finally:
             built.executor.shutdown()
 

@@ -190,6 +190,18 @@ class AsyncEngine:
         ids = [request_ids] if isinstance(request_ids, str) else request_ids
         self._abort_requests([RequestId(request_id) for request_id in ids])
 
+    async def start_profile(self) -> None:
+        """Begins to record a trace of the engine; see `EnginePort.start_profile`."""
+        self.check_health()
+        self.start()
+        await self.port.start_profile()
+
+    async def stop_profile(self) -> str:
+        """Ends it and returns the trace's path, on the engine's machine; see `EnginePort.stop_profile`."""
+        self.check_health()
+        self.start()
+        return await self.port.stop_profile()
+
     async def wait_until_idle(self) -> None:
         """Waits until every request has ended."""
         await self._idle.wait()

@@ -70,7 +70,6 @@ def test_help_finds_words_of_the_text_and_what_is_not_built(capsys: pytest.Captu
     [
         (["serve", "--port", "x"], "error: --port must be an integer, got 'x'", ""),
         (["serve", "--swap-space", "4"], "error: not built in this version of quire: --swap-space 4", "hint: "),
-        (["serve", "--torch-profiler-dir", "x"], "error: not built in this version of quire: --torch-profiler-dir", ""),
         (["bake"], "error: unknown command 'bake'", "hint: the commands are serve, chat"),
         (["run-batch"], "error: not built in this version of quire: quire run-batch", "hint: `quire generate"),
         (["bench", "sweep"], "error: not built in this version of quire: quire bench sweep", "hint: "),

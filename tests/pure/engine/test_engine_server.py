@@ -1,6 +1,7 @@
 """The engine's server and client over a real socket, with a fake executor behind."""
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Coroutine
@@ -8,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from quire.engine import wire
 from quire.engine.client import EngineClient
 from quire.engine.loop import EngineLoop
 from quire.engine.port import EngineInfo
 from quire.engine.server import EngineServer
 from quire.engine.stop import make_stop_check
-from quire.errors import EngineDeadError
+from quire.errors import ConfigError, EngineDeadError, EngineError, EngineProtocolError, InvalidRequestError
 from quire.kvcache.manager import KVCacheManager
 from quire.scheduler.scheduler import Scheduler
 from quire.testing.clock import VirtualClock
@@ -59,8 +61,40 @@ def request(name: str, max_tokens: int) -> GenerationRequest:
     )
 
 
+class FakeProfiler:
+    """Writes no trace, and says that it has.
+
+    Attributes:
+        failure: Set, it is what both methods raise.
+        may_stop: Cleared, it holds `stop_profile` back.
+    """
+
+    def __init__(self) -> None:
+        self.failure: Exception | None = None
+        self.may_stop = threading.Event()
+        self.may_stop.set()
+        self._records = False
+
+    def start_profile(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self._records:
+            raise InvalidRequestError("a profile is being recorded already", hint="stop it first")
+        self._records = True
+
+    def stop_profile(self) -> str:
+        self.may_stop.wait(10)
+        if self.failure is not None:
+            raise self.failure
+        self._records = False
+        return "/traces/1.json.gz"
+
+
 class Served:
     """An engine on a thread, and a client for it on the running event loop."""
+
+    def __init__(self, profiler: FakeProfiler | None = None) -> None:
+        self.profiler = profiler
 
     async def __aenter__(self) -> "Served":
         ours, self.theirs = socket.socketpair()
@@ -85,7 +119,7 @@ class Served:
 
     def _run(self) -> None:
         with self.theirs:
-            EngineServer(self.loop, self.theirs, INFO).run()
+            EngineServer(self.loop, self.theirs, INFO, self.profiler).run()
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -178,5 +212,116 @@ def test_the_end_of_the_client_ends_the_engine() -> None:
     async def main() -> None:
         async with Served() as served:
             await served.client.add(request("a", 4000))
+
+    run(main())
+
+
+async def receive_always(client: EngineClient) -> None:
+    """Takes the outputs and answers of an engine until its end."""
+    with contextlib.suppress(EngineDeadError):
+        while True:
+            await client.receive()
+
+
+def test_a_profile_is_answered_while_the_engine_runs_and_while_it_rests() -> None:
+    async def main() -> None:
+        async with Served(FakeProfiler()) as served:
+            client = served.client
+            receiving = asyncio.create_task(receive_always(client))
+            await client.start_profile()
+            with pytest.raises(InvalidRequestError, match="recorded already") as caught:
+                await client.start_profile()
+            assert caught.value.hint == "stop it first"
+            await client.add(request("long", 4000))
+            assert await client.stop_profile() == "/traces/1.json.gz"
+            answers = await asyncio.gather(client.start_profile(), client.stop_profile(), client.start_profile())
+            assert answers == [None, "/traces/1.json.gz", None]
+        await receiving
+
+    run(main())
+
+
+def test_a_profile_that_fails_does_not_end_the_engine(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        profiler = FakeProfiler()
+        async with Served(profiler) as served:
+            receiving = asyncio.create_task(receive_always(served.client))
+            profiler.failure = ConfigError("cannot write", param="torch_profiler_dir")
+            with pytest.raises(ConfigError) as caught:
+                await served.client.start_profile()
+            assert caught.value.param == "torch_profiler_dir"
+            profiler.failure = OSError("no space left on device")
+            with pytest.raises(EngineError, match="the trace is lost: no space left"):
+                await served.client.stop_profile()
+            profiler.failure = None
+            await served.client.start_profile()
+        await receiving
+
+    run(main())
+    assert "OSError" in caplog.text
+
+
+def test_an_engine_without_a_profiler_says_so() -> None:
+    async def main() -> None:
+        async with Served() as served:
+            receiving = asyncio.create_task(receive_always(served.client))
+            with pytest.raises(ConfigError, match="records no traces"):
+                await served.client.start_profile()
+        await receiving
+
+    run(main())
+
+
+def test_an_answer_whose_caller_has_left_is_not_given_to_the_next() -> None:
+    async def main() -> None:
+        profiler = FakeProfiler()
+        profiler.may_stop.clear()
+        async with Served(profiler) as served:
+            receiving = asyncio.create_task(receive_always(served.client))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(served.client.stop_profile(), 0.01)
+            starting = asyncio.create_task(served.client.start_profile())
+            await asyncio.sleep(0)
+            profiler.may_stop.set()
+            await starting
+        await receiving
+
+    run(main())
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_the_end_of_the_engine_ends_the_wait_for_a_profile(closes: bool) -> None:
+    async def main() -> None:
+        profiler = FakeProfiler()
+        profiler.may_stop.clear()
+        async with Served(profiler) as served:
+            receiving = asyncio.create_task(receive_always(served.client))
+            stopping = asyncio.create_task(served.client.stop_profile())
+            await asyncio.sleep(0)
+            if closes:
+                receiving.cancel()
+                closing = asyncio.create_task(served.client.close())
+            else:
+                served.theirs.shutdown(socket.SHUT_RDWR)
+            with pytest.raises(EngineDeadError):
+                await stopping
+            profiler.may_stop.set()
+            await asyncio.wait([receiving, *([closing] if closes else [])])
+
+    run(main())
+
+
+def test_an_answer_that_nobody_asked_for_is_a_protocol_error() -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        client = EngineClient(*await asyncio.open_unix_connection(sock=ours))
+        with theirs:
+            theirs.sendall(wire.encode(wire.Profiled()))
+            with pytest.raises(EngineProtocolError, match="unasked"):
+                await client.receive()
+            theirs.sendall(wire.encode(wire.Ready(info=INFO)))
+            with pytest.raises(EngineProtocolError, match="sent Ready"):
+                await client.receive()
+            await client.close()
 
     run(main())

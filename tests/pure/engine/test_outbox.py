@@ -2,6 +2,7 @@
 
 import threading
 
+from quire.engine import wire
 from quire.engine.outbox import MAX_PENDING, Outbox, merge
 from quire.types.deltas import FinishReason, SequenceDelta, StepOutputs
 from quire.types.ids import RequestId
@@ -41,18 +42,19 @@ def test_a_reader_that_sleeps_finds_one_merged_output() -> None:
     outbox = Outbox()
     for token_id in range(10 * MAX_PENDING):
         outbox.put(StepOutputs([delta("a", token_id)]))
-    taken = outbox.take()
-    assert len(taken) <= MAX_PENDING
-    assert [t for step in taken for d in step.deltas for t in d.token_ids] == list(range(10 * MAX_PENDING))
+    (message,) = outbox.take()
+    assert isinstance(message, wire.Outputs)
+    assert len(message.outputs) <= MAX_PENDING
+    assert [t for step in message.outputs for d in step.deltas for t in d.token_ids] == list(range(10 * MAX_PENDING))
 
 
 def test_take_waits_for_put_and_ends_after_close() -> None:
     outbox = Outbox()
-    received: list[list[StepOutputs]] = []
+    received: list[wire.Outputs | wire.Profiled] = []
 
     def read() -> None:
         while taken := outbox.take():
-            received.append(taken)
+            received.extend(taken)
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -60,4 +62,16 @@ def test_take_waits_for_put_and_ends_after_close() -> None:
     outbox.close()
     reader.join(timeout=10)
     assert not reader.is_alive()
-    assert [d.token_ids for taken in received for step in taken for d in step.deltas] == [[1]]
+    assert received == [wire.Outputs([StepOutputs([delta("a", 1)])])]
+
+
+def test_an_answer_is_taken_with_the_outputs_and_without_any() -> None:
+    outbox = Outbox()
+    started, ended = wire.Profiled(), wire.Profiled(path="trace")
+    outbox.put_answer(started)
+    assert outbox.take() == [started]
+    outbox.put(StepOutputs([delta("a", 1)]))
+    outbox.put_answer(ended)
+    outbox.close()
+    assert outbox.take() == [ended, wire.Outputs([StepOutputs([delta("a", 1)])])]
+    assert outbox.take() == []

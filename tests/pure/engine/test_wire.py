@@ -28,6 +28,12 @@ def test_outputs_travel_whole() -> None:
     assert decoded.outputs == outputs
 
 
+def test_profiles_travel_whole() -> None:
+    question, answer = wire.Profile(start=True), wire.Profiled(kind="ConfigError", message="m", hint="h", param="p")
+    assert wire.decode_to_engine(wire.encode(question)[wire.LENGTH.size :]) == question
+    assert wire.decode_from_engine(wire.encode(answer)[wire.LENGTH.size :]) == answer
+
+
 def test_a_frame_may_arrive_in_pieces() -> None:
     left, right = socket.socketpair()
     frame = wire.encode(wire.Abort(request_ids=[RequestId("x" * 100)]))

@@ -155,6 +155,7 @@ class HandDrivenPort:
     requests: list[GenerationRequest] = field(default_factory=list)
     aborted: list[RequestId] = field(default_factory=list)
     closed: bool = False
+    recording: bool = False
     dead: bool = False
     outputs: "asyncio.Queue[list[StepOutputs] | Exception]" = field(default_factory=asyncio.Queue)
 
@@ -165,6 +166,15 @@ class HandDrivenPort:
     async def abort(self, request_ids: list[RequestId]) -> None:
         self._check()
         self.aborted += request_ids
+
+    async def start_profile(self) -> None:
+        self._check()
+        self.recording = True
+
+    async def stop_profile(self) -> str:
+        self._check()
+        self.recording = False
+        return "/traces/1.json.gz"
 
     async def receive(self) -> list[StepOutputs]:
         item = await self.outputs.get()

@@ -403,3 +403,17 @@ def test_statistics_reach_observers_and_a_bad_observer_harms_nobody(
 
     run(test)
     assert "an observer of the engine failed" in caplog.text
+
+
+def test_profiles_until_the_engine_dies(run: Callable[..., None]) -> None:
+    async def test(bench: Bench) -> None:
+        await bench.engine.start_profile()
+        assert bench.port.recording
+        assert await bench.engine.stop_profile() == "/traces/1.json.gz"
+        assert not bench.port.recording
+        await bench.send_outputs(EngineDeadError("gone"))
+        for method in (bench.engine.start_profile, bench.engine.stop_profile):
+            with pytest.raises(EngineDeadError, match="gone"):
+                await method()
+
+    run(test)

@@ -26,7 +26,7 @@ from quire.engine.stop import make_stop_check
 from quire.entrypoints.http.app import create_app
 from quire.entrypoints.http.metrics import ServerMetrics
 from quire.entrypoints.http.server import bind, serve_app
-from quire.errors import EngineDeadError
+from quire.errors import EngineDeadError, InvalidRequestError
 from quire.frontend.async_engine import AsyncEngine
 from quire.frontend.chat_template import ChatTemplate
 from quire.frontend.input_processor import InputProcessor
@@ -85,6 +85,7 @@ class LoopPort:
     Attributes:
         may_step: Cleared, it holds the engine still.
         death: Set, it is what `receive` raises.
+        recording: Whether a trace is.
     """
 
     def __init__(self, vocab_size: int) -> None:
@@ -115,6 +116,7 @@ class LoopPort:
         self.may_step = asyncio.Event()
         self.may_step.set()
         self.death: EngineDeadError | None = None
+        self.recording = False
         self._changed = asyncio.Event()
 
     async def add(self, request: GenerationRequest) -> None:
@@ -126,6 +128,17 @@ class LoopPort:
         for request_id in request_ids:
             self.loop.abort(request_id)
         self._changed.set()
+
+    async def start_profile(self) -> None:
+        if self.recording:
+            raise InvalidRequestError("a profile is being recorded already", hint="stop it first")
+        self.recording = True
+
+    async def stop_profile(self) -> str:
+        if not self.recording:
+            raise InvalidRequestError("no profile is being recorded", hint="start one first")
+        self.recording = False
+        return "/traces/quire-1.json.gz"
 
     async def receive(self) -> list[StepOutputs]:
         while True:
@@ -252,14 +265,22 @@ class Exchange:
 
 @pytest.fixture(scope="session")
 def serve(processor: InputProcessor) -> Any:
-    """An asynchronous context manager that starts a server; takes settings of `ServerConfig`."""
+    """An asynchronous context manager that starts a server; takes arguments of `create_app`'s and `ServerConfig`'s."""
 
     @asynccontextmanager
-    async def start(*, max_num_queued_reqs: int = 4096, **settings: Any) -> AsyncIterator[Harness]:
+    async def start(
+        *, max_num_queued_reqs: int = 4096, with_profiles: bool = False, **settings: Any
+    ) -> AsyncIterator[Harness]:
         port = LoopPort(processor.vocab_size)
         engine = AsyncEngine(port, processor, max_num_queued_reqs=max_num_queued_reqs)
         metrics = ServerMetrics("fake", engine.info)
-        app = create_app(engine, ServerConfig(**settings), model_names=["fake", "alias"], metrics=metrics)
+        app = create_app(
+            engine,
+            ServerConfig(**settings),
+            model_names=["fake", "alias"],
+            metrics=metrics,
+            with_profiles=with_profiles,
+        )
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             yield Harness(app, engine, port, metrics, client)

@@ -21,10 +21,11 @@ def _routes(app: FastAPI) -> list[tuple[str, str]]:
 
 
 async def test_every_route_but_the_probes_needs_a_key(serve: Any) -> None:
-    async with serve(api_key=("secret",)) as server:
+    async with serve(api_key=("secret",), with_profiles=True) as server:
         routes = _routes(server.app)
         statuses = {route: (await server.client.request(*route)).status_code for route in routes}
-    assert len(routes) >= 9
+    assert len(routes) >= 11
+    assert {("POST", "/start_profile"), ("POST", "/stop_profile")} < set(routes)
     assert statuses == {route: 200 if route[1] in OPEN_PATHS else 401 for route in routes}
 
 

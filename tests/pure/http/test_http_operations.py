@@ -81,6 +81,19 @@ async def test_metrics_count_what_happened(serve: Any) -> None:
     assert "python_info" in text
 
 
+async def test_tokens_that_come_together_count_each_with_its_share_of_the_time(serve: Any) -> None:
+    async with serve() as server:
+        server.metrics.on_tokens(4, 0.5, first=True)
+        server.metrics.on_tokens(32, 0.64, first=False)
+        server.metrics.on_tokens(1, 0.36, first=False)
+        samples = await _samples(server)
+    assert samples["quire:time_to_first_token_seconds_count",] == 1
+    assert samples["quire:time_to_first_token_seconds_sum",] == 0.5
+    assert samples["quire:inter_token_latency_seconds_count",] == 33
+    assert samples["quire:inter_token_latency_seconds_sum",] == pytest.approx(1.0)
+    assert samples["quire:inter_token_latency_seconds_bucket", "0.025"] == 32
+
+
 async def test_aborted_requests_are_counted(serve: Any) -> None:
     async with serve() as server:
         exchange = server.exchange("/v1/completions", {"prompt": "a", "max_tokens": 400})

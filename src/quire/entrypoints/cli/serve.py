@@ -11,7 +11,6 @@ from quire.config.engine import EngineConfig
 from quire.config.server import ServerConfig
 from quire.entrypoints.cli.command_line import ENGINE_GROUPS, Arguments, CommandLine, FileOptions
 from quire.entrypoints.cli.terminal import configure_logging
-from quire.errors import ConfigError
 
 API_KEY_VARIABLE = "QUIRE_API_KEY"
 
@@ -36,12 +35,6 @@ def run(arguments: Arguments) -> int:
     """
     server = with_environment_key(arguments.make(ServerConfig), os.environ)
     config = arguments.make_engine_config()
-    if config.device.torch_profiler_dir is not None:
-        raise ConfigError(
-            "not built in this version of quire: --torch-profiler-dir of a server",
-            hint="`LLM(..., torch_profiler_dir=FOLDER)` has start_profile and stop_profile",
-            param="torch_profiler_dir",
-        )
     if "use_tqdm_on_load" not in arguments.values and not sys.stderr.isatty():
         config = replace(config, model=replace(config.model, use_tqdm_on_load=False))
     configure_logging(server.log_level)
@@ -91,7 +84,12 @@ async def _serve(config: EngineConfig, server: ServerConfig) -> None:
     with listener:
         engine = await starting
         try:
-            app = create_app(engine, server, model_names=model_names(config, server))
+            app = create_app(
+                engine,
+                server,
+                model_names=model_names(config, server),
+                with_profiles=config.device.torch_profiler_dir is not None,
+            )
             await serve_app(app, listener, server, announce=announce)
         finally:
             await engine.close()

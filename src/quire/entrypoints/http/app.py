@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire import __version__
 from quire.config.server import ServerConfig
-from quire.entrypoints.http import chat, completions, health, models
+from quire.entrypoints.http import chat, completions, health, models, profile
 from quire.entrypoints.http.auth import KeyRing, key_check
 from quire.entrypoints.http.errors import describe_unexpected, envelope, install_error_handlers
 from quire.entrypoints.http.metrics import ServerMetrics
@@ -32,6 +32,7 @@ def create_app(
     *,
     model_names: Sequence[str],
     metrics: ServerMetrics | None = None,
+    with_profiles: bool = False,
 ) -> FastAPI:
     """The application for one engine.
 
@@ -40,6 +41,7 @@ def create_app(
         server: Keys and limits.
         model_names: Names under which the model is served; the first is shown in answers.
         metrics: Where to count; by default a registry of its own.
+        with_profiles: Whether clients may have the engine write traces.
     """
     metrics = metrics or ServerMetrics(model_names[0], engine.info)
     engine.observers.append(metrics)
@@ -56,6 +58,8 @@ def create_app(
     app.state.server = ServerState(engine, server, list(model_names), metrics, created=int(time.time()))
     for router in (chat.router, completions.router, models.router, health.router):
         app.include_router(router)
+    if with_profiles:
+        app.include_router(profile.router)
     install_error_handlers(app)
     app.add_middleware(RequestScope)
     return app

@@ -63,7 +63,7 @@ class ServerMetrics:
             "time_to_first_token_seconds", "Arrival to first token.", FIRST_TOKEN_BUCKETS
         )
         self._inter_token = self._histogram(
-            "inter_token_latency_seconds", "Gap between the outputs of a request.", TOKEN_GAP_BUCKETS
+            "inter_token_latency_seconds", "Gap between the tokens of a sample.", TOKEN_GAP_BUCKETS
         )
         self._time_per_token = self._histogram(
             "request_time_per_output_token_seconds", "Mean gap per request.", TOKEN_GAP_BUCKETS
@@ -95,8 +95,15 @@ class ServerMetrics:
         self.stats = stats
 
     def on_tokens(self, num_tokens: int, seconds: float, first: bool) -> None:
-        """Counts the time from the arrival to a sample's `first` tokens, later that since its last ones."""
-        (self._time_to_first_token if first else self._inter_token).observe(seconds)
+        """Counts the time from the arrival to a sample's `first` tokens, later the mean time per token since its last.
+
+        Tokens of requests that are not streamed come in batches; each of them counts once, as if it had come alone.
+        """
+        if first:
+            self._time_to_first_token.observe(seconds)
+            return
+        for _ in range(num_tokens):
+            self._inter_token.observe(seconds / num_tokens)
 
     def on_finished(self, output: RequestOutput, request: GenerationRequest) -> None:
         """Counts a request that has ended; `output` holds all that it produced."""
