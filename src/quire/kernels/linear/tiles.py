@@ -145,7 +145,7 @@ MEASURED: dict[Shape, Tiles | type[CuBLAS]] = {
     (6144, 1024, True, 32): SkinnyTiles(64, 64, 1, 4, 6),
     (6144, 1024, True, 64): SkinnyTiles(32, 128, 1, 4, 4),
     (6144, 1024, True, 128): SkinnyTiles(64, 64, 1, 4, 5, 64),
-    (6144, 1024, True, 256): CuBLAS,
+    (6144, 1024, True, 256): SkinnyTiles(64, 64, 1, 8, 4, 128),
     (1024, 3072, False, 1): VectorTiles(4, 4096, 4),
     (1024, 3072, False, 2): VectorTiles(4, 4096, 8),
     (1024, 3072, False, 4): VectorTiles(2, 2048, 4),
