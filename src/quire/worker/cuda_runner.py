@@ -197,7 +197,10 @@ class CudaModelRunner:
         staging = Staging(self._device)
         uploaded = staging.upload([packed, np.empty((0, 3), np.int32), tiles, logit_rows, *draw_arrays])
         packed_on_device, decodes, tiles_on_device, logit_rows_on_device, slots, positions = uploaded
-        batch = self._make_batch(packed_on_device, logit_rows_on_device, decodes, tiles_on_device, self._max_model_len)
+        inputs = self._make_inputs(num_tokens)
+        batch = self._make_batch(
+            packed_on_device, inputs, logit_rows_on_device, decodes, tiles_on_device, self._max_model_len
+        )
         logits = self._model.compute_logits(self._model(batch))
         if draws:
             self.sampling.draw(logits, slots, positions, self._drawn[:num_rows], self._last_tokens)
@@ -247,8 +250,9 @@ class CudaModelRunner:
             [packed, decodes, tiles, logit_rows.astype(np.int64), *_draw_arrays(drawing_slots, self.state)]
         )
         packed_on_device, decodes_on_device, tiles_on_device, logit_rows_on_device, slots, positions = uploaded
+        inputs = self._make_inputs(packed.shape[1])
         batch = self._make_batch(
-            packed_on_device, logit_rows_on_device, decodes_on_device, tiles_on_device, int(ends.max())
+            packed_on_device, inputs, logit_rows_on_device, decodes_on_device, tiles_on_device, int(ends.max())
         )
         self.state.advance(rows)
         hidden = self._model(batch)
@@ -279,22 +283,7 @@ class CudaModelRunner:
         inputs = self._make_inputs(bucket)
         inputs.decodes = torch.empty((bucket, 3), dtype=torch.int32, device=self._device)
         inputs.draw_positions = torch.empty(bucket, dtype=torch.int32, device=self._device)
-        step_inputs(packed, self._block_tables, self._last_tokens, inputs, block_size=self._block_size)
-        batch = ForwardBatch(
-            token_ids=inputs.token_ids,
-            positions=packed[1],
-            slot_mapping=inputs.slot_mapping,
-            logit_rows=None,
-            kv_caches=self.kv_caches,
-            attention=CudaAttentionMetadata(
-                num_tokens=bucket,
-                decodes=inputs.decodes,
-                tiles=self._no_tiles,
-                block_tables=self._block_tables,
-                max_context_length=self._max_model_len,
-                workspace=self._workspace,
-            ),
-        )
+        batch = self._make_batch(packed, inputs, None, inputs.decodes, self._no_tiles, self._max_model_len)
         return self._model.compute_logits(self._model(batch)), inputs.draw_positions
 
     def _pack_decode(self, rows: StepRows, bucket: int) -> np.ndarray:
@@ -352,14 +341,13 @@ class CudaModelRunner:
     def _make_batch(
         self,
         packed: torch.Tensor,
-        logit_rows: torch.Tensor,
+        inputs: StepInputs,
+        logit_rows: torch.Tensor | None,
         decodes: torch.Tensor,
         tiles: torch.Tensor,
         max_context_length: int,
     ) -> ForwardBatch:
-        """The forward pass over packed tokens [4, T] on the device, see `step_inputs`."""
-        num_tokens = packed.shape[1]
-        inputs = self._make_inputs(num_tokens)
+        """The forward pass over packed tokens [4, T] on the device, see `step_inputs`; fills in `inputs`."""
         step_inputs(packed, self._block_tables, self._last_tokens, inputs, block_size=self._block_size)
         return ForwardBatch(
             token_ids=inputs.token_ids,
@@ -368,7 +356,7 @@ class CudaModelRunner:
             logit_rows=logit_rows,
             kv_caches=self.kv_caches,
             attention=CudaAttentionMetadata(
-                num_tokens=num_tokens,
+                num_tokens=packed.shape[1],
                 decodes=decodes,
                 tiles=tiles,
                 block_tables=self._block_tables,

@@ -43,7 +43,6 @@ class DecodeGraphs:
         self._buckets = tuple(buckets)
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
-        self.capture_seconds = 0.0
 
     def bucket(self, num_rows: int) -> int | None:
         """Rows of the graph that serves so many; None where none does."""
@@ -55,7 +54,6 @@ class DecodeGraphs:
         if (bucket, draws) not in self._graphs:
             started = time.perf_counter()
             self._graphs[bucket, draws] = self._capture(bucket, draws)
-            self.capture_seconds += time.perf_counter() - started
             logger.debug("captured the decode step of %d rows in %.3f s", bucket, time.perf_counter() - started)
 
     def replay(self, bucket: int, *, draws: bool) -> None:
