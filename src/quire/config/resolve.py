@@ -10,7 +10,7 @@ logger = logging.getLogger("quire.config")
 
 # (sequences, tokens) of a step. Offline use is after throughput, a server also after short steps.
 OFFLINE_LIMITS = {"cpu": (256, 4096), "cuda": (1024, 16384)}
-SERVER_LIMITS = {"cpu": (128, 2048), "cuda": (512, 2048)}
+SERVER_LIMITS = {"cpu": (128, 2048), "cuda": (512, 1536)}
 
 CUDA_BLOCK_SIZES = (16, 32, 64)
 """Tokens per block that the attention kernels are made for."""

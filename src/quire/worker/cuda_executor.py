@@ -1,11 +1,13 @@
 """The compute half on a GPU: loads the model, sizes the KV cache, launches plans on one stream."""
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,11 +35,11 @@ from quire.worker.start_report import StartReport
 
 logger = logging.getLogger("quire.worker")
 
-_COMPILED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+_COMPILED_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Numbers of tokens whose matrix products are run once: each may be another kernel."""
 
-_COMPILE_THREADS = 8
-"""That compile at a time. Compilers leave the interpreter alone most of the time."""
+_COMPILE_THREADS = 16
+"""That compile at a time, at most. Compilers leave the interpreter alone most of the time."""
 
 _WARM_UP_TOKENS = (100, 300, 512, 600, 1024, 2048)
 """Lengths of prompts that are run once, so that cuBLAS has chosen its kernels."""
@@ -45,16 +47,14 @@ _WARM_UP_TOKENS = (100, 300, 512, 600, 1024, 2048)
 _MAX_CAPTURED_ROWS = 256
 """Batches up to this have their graphs before the first request, at about 20 ms each; larger ones when first needed."""
 
-_EVERY_PARAMETER = SamplingParams(
-    temperature=1.0,
-    top_k=2,
-    repetition_penalty=1.1,
-    logit_bias={0: 1.0},
-    allowed_token_ids=[0, 1, 2],
-    bad_words=["any"],
-    min_tokens=1,
-    logprobs=1,
+_SAMPLERS = (
+    SamplingParams(temperature=1.0, top_k=2),
+    SamplingParams(repetition_penalty=1.1),
+    SamplingParams(logit_bias={0: 1.0}, allowed_token_ids=[0, 1, 2], min_tokens=1),
+    SamplingParams(bad_words=["any"]),
+    SamplingParams(logprobs=1),
 )
+"""Together, all that can be asked of the sampler."""
 
 _DEVICE_IS_LOST = ("illegal memory access", "unspecified launch failure", "device-side assert", "uncorrectable")
 
@@ -221,7 +221,13 @@ class CudaExecutor:
 
     def _compile(self, model: DecoderModel) -> None:
         """Runs every kernel once, on padding, several at a time: compiling them is most of a first start."""
-        works: list[Callable[[], object]] = [self._run_steps_once, self._draw_once]
+        max_num_seqs = self._config.scheduler.max_num_seqs
+        assert max_num_seqs is not None
+        batches = (1, min(_MAX_CAPTURED_ROWS, max_num_seqs))
+        # What takes longest begins first.
+        works: list[Callable[[], object]] = [partial(self._runner.run_padded_prompts, 300, 1, draws=False)]
+        works += [partial(self._runner.run_padded_attention, num_rows) for num_rows in batches]
+        works += [partial(self._draw_once, sampling) for sampling in _SAMPLERS]
         for num_tokens in _COMPILED_ROWS:
             works += model.products(num_tokens)
 
@@ -229,24 +235,19 @@ class CudaExecutor:
             with self._on_stream():
                 work()
 
-        with ThreadPoolExecutor(_COMPILE_THREADS, thread_name_prefix="quire-compile") as threads:
+        num_threads = min(_COMPILE_THREADS, os.cpu_count() or 1)
+        with ThreadPoolExecutor(num_threads, thread_name_prefix="quire-compile") as threads:
             for done in [threads.submit(run, work) for work in works]:
                 done.result()
+        for num_rows in batches:
+            self._runner.run_padded_decode(num_rows)
         torch.cuda.synchronize(self._device)
         self._report.end_phase("compile_kernels")
 
-    def _run_steps_once(self) -> None:
-        """Prompts and small and large batches of single tokens, one after the other: they share scratch."""
-        max_num_seqs = self._config.scheduler.max_num_seqs
-        assert max_num_seqs is not None
-        self._runner.run_padded_prompts(300, 1, draws=False)
-        self._runner.run_padded_decode(min(256, max_num_seqs))
-        self._runner.run_padded_decode(1)
-
-    def _draw_once(self) -> None:
-        """All that can be asked of the sampler, with scratch of its own."""
+    def _draw_once(self, params: SamplingParams) -> None:
+        """One draw, with scratch of its own."""
         sampling = DeviceSampling(max_num_seqs=1, vocab_size=self.vocab_size, device=self._device)
-        sampling.enter(_warm_up_sequence([0, 1], sampling=_EVERY_PARAMETER))
+        sampling.enter(_warm_up_sequence([0, 1], sampling=params))
         sampling.flush()
         slots = torch.zeros(1, dtype=torch.int32, device=self._device)
         sampling.draw_eager(

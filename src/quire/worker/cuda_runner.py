@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from quire.kernels.block_copy import copy_blocks
+from quire.kernels.paged_attention import attend
 from quire.kernels.paged_attention.cuda_plan import (
     CudaAttentionMetadata,
     make_decode_workspace,
@@ -90,6 +91,7 @@ class CudaModelRunner:
         self.kv_caches = kv_caches
         self._block_size = kv_caches[0][0].shape[1]
         self._max_model_len = max_model_len
+        self._num_heads = num_heads
         self._padding_slot = max_num_seqs
         self._device = device = kv_caches[0][0].device
         self._vocab_size = vocab_size
@@ -174,6 +176,23 @@ class CudaModelRunner:
         """A decode step of padding, kernel by kernel, without a draw."""
         (packed,) = Staging(self._device).upload([self._padding_rows(num_rows)])
         self._decode(packed)
+
+    @torch.inference_mode()
+    def run_padded_attention(self, num_rows: int) -> None:
+        """The attention of such a step alone, in each of its kinds."""
+        keys, values = self.kv_caches[0]
+        query = torch.zeros((num_rows, self._num_heads, keys.shape[3]), dtype=self._model.dtype, device=self._device)
+        padding = torch.zeros((num_rows, 3), dtype=torch.int32, device=self._device)
+        metadata = CudaAttentionMetadata(
+            num_tokens=num_rows,
+            decodes=padding,
+            tiles=self._no_tiles,
+            block_tables=self._block_tables,
+            max_context_length=self._max_model_len,
+            workspace=self._workspace,
+        )
+        for sliding_window in self._model.sliding_windows:
+            attend(query, keys, values, metadata, 1.0, sliding_window)
 
     def capture(self, num_rows: int) -> None:
         """Captures the graph of a decode step in advance."""

@@ -113,7 +113,7 @@ def test_a_context_beyond_the_model_is_refused() -> None:
     assert "--max-model-len 8192" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize(("serving", "expected"), [(False, (1024, 16384)), (True, (512, 2048))])
+@pytest.mark.parametrize(("serving", "expected"), [(False, (1024, 16384)), (True, (512, 1536))])
 def test_a_gpu_takes_larger_steps(serving: bool, expected: tuple[int, int]) -> None:
     resolved = resolve(EngineConfig(), context_length=8192, device="cuda", serving=serving)
     assert (resolved.scheduler.max_num_seqs, resolved.scheduler.max_num_batched_tokens) == expected

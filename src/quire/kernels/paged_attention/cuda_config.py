@@ -10,8 +10,7 @@ class DecodeConfig(NamedTuple):
 
     Attributes:
         tile_tokens: Keys of a sequence that a program reads at a time.
-        num_warps: Of a program that reads a whole context for several heads.
-        num_few_warps: Of one that reads a part of a context, and lives for a few tiles, or for a head or two.
+        num_warps: Of a program. More of them wait for each other where contexts differ in length.
         min_split_tokens: A sequence's context is not cut finer than this.
         max_splits: Of one sequence; bounds the workspace and the merge.
         programs_per_multiprocessor: Contexts are split until there are about this many.
@@ -20,7 +19,6 @@ class DecodeConfig(NamedTuple):
 
     tile_tokens: int
     num_warps: int
-    num_few_warps: int
     num_stages: int
     min_split_tokens: int
     max_splits: int
@@ -50,7 +48,6 @@ def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
         return DecodeConfig(
             tile_tokens=32,
             num_warps=8,
-            num_few_warps=8,
             num_stages=2,
             min_split_tokens=256,
             max_splits=16,
@@ -59,8 +56,7 @@ def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
         )
     return DecodeConfig(
         tile_tokens=64 if head_dim <= 128 else 32,
-        num_warps=4,
-        num_few_warps=2 if head_dim <= 128 else 4,
+        num_warps=2 if head_dim <= 128 else 4,
         num_stages=3,
         min_split_tokens=64,
         max_splits=64,

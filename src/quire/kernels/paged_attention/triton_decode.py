@@ -1,6 +1,6 @@
 """Attention of single queries. All query heads of a key head are the rows of one product, so a key is read once.
 
-    grid: (key heads, splits, decodes)
+    grid: (key heads, decodes, splits)
 
     context     |-- split 0 --|-- split 1 --|- split 2 -|        each a few tiles of keys, one program
     workspace        part          part          part
@@ -30,8 +30,6 @@ from quire.kernels.paged_attention.triton_softmax import (
 
 _MIN_ROWS = 16
 """Of a product on tensor cores."""
-_FEW_HEADS = 2
-"""Per key head: more warps would wait for each other more than they compute."""
 _MERGE_ELEMENTS = 4096
 """Of partial results that a program holds at a time."""
 _MAX_MERGED = 16
@@ -106,7 +104,7 @@ def _find_split(
     split_tokens = context - origin
     num_parts = 1
     if IS_SPLIT:
-        divisor = FIXED_SPLITS if FIXED_SPLITS > 0 else tl.num_programs(1)
+        divisor = FIXED_SPLITS if FIXED_SPLITS > 0 else tl.num_programs(2)
         split_tokens = tl.maximum(tl.cdiv(tl.cdiv(context - origin, divisor), TILE) * TILE, MIN_SPLIT)
         num_parts = tl.cdiv(context - origin, split_tokens)
     start = origin + split * split_tokens
@@ -135,7 +133,7 @@ def _hand_over(
     """Leaves a part in the workspace of `unit`, a sequence and key head; merges the parts if it is the last."""
     head = tl.arange(0, ROWS)
     dim = tl.arange(0, DIMS)
-    first_part = unit.to(tl.int64) * tl.num_programs(1)
+    first_part = unit.to(tl.int64) * tl.num_programs(2)
     partials += first_part * (GROUP * HEAD_DIM)
     statistics += first_part * (2 * GROUP)
     part = partials + split * (GROUP * HEAD_DIM) + head[:, None] * HEAD_DIM + dim[None, :]
@@ -189,7 +187,7 @@ def _decode_kernel(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     group: tl.constexpr = HEADS // KV_HEADS
-    kv_head, split, sequence = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    kv_head, sequence, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     table_row = tl.load(decodes + sequence * 3).to(tl.int64)
     flat_row = tl.load(decodes + sequence * 3 + 1).to(tl.int64)
     context = tl.load(decodes + sequence * 3 + 2)
@@ -277,7 +275,7 @@ def decode(
     assert num_units <= workspace.counters.numel() and (
         splits == 1 or num_units * splits * group_size * query.shape[2] <= workspace.partials.numel()
     ), f"{num_decodes} decodes in {splits} splits do not fit the workspace"
-    _decode_kernel[(num_kv_heads, splits, num_decodes)](
+    _decode_kernel[(num_kv_heads, num_decodes, splits)](
         output,
         query,
         key_cache,
@@ -297,7 +295,7 @@ def decode(
         FIXED_SPLITS=config.max_splits if config.is_batch_invariant else 0,
         IS_SPLIT=config.is_batch_invariant or splits > 1,
         MERGED=max(1, min(_MAX_MERGED, _MERGE_ELEMENTS // (group_rows * dims))),
-        num_warps=config.num_warps if splits == 1 and group_size > _FEW_HEADS else config.num_few_warps,
+        num_warps=config.num_warps,
         num_stages=config.num_stages,
         **programmatic_launch.options(query),
     )

@@ -102,7 +102,7 @@ def _by_parameter(transfers: list[Transfer]) -> dict[str, list[Transfer]]:
 def _allocate(model: nn.Module, name: str, parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
     """Replaces a meta parameter by one on the device, its content undefined."""
     owner, _, attribute = name.rpartition(".")
-    replacement = nn.Parameter(torch.empty_like(parameter, device=device), requires_grad=False)
+    replacement = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device=device), requires_grad=False)
     setattr(model.get_submodule(owner), attribute, replacement)
     return replacement
 

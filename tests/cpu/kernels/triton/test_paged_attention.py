@@ -20,8 +20,8 @@ from quire.kernels.paged_attention.cuda_plan import (
 RATIOS = {torch.float32: 1e-5, torch.bfloat16: 6e-3, torch.float16: 1e-3}
 # The interpreter of Triton 3.6 multiplies bfloat16 matrices as if they were integers.
 HALF_FORMATS = [torch.bfloat16, torch.float16] if torch.cuda.is_available() else [torch.float16]
-SMALL_SPLITS = DecodeConfig(16, 4, 4, 2, 16, 8, 64, False)
-SMALL_FIXED_SPLITS = DecodeConfig(16, 4, 4, 2, 16, 8, 64, True)
+SMALL_SPLITS = DecodeConfig(16, 4, 2, 16, 8, 64, False)
+SMALL_FIXED_SPLITS = DecodeConfig(16, 4, 2, 16, 8, 64, True)
 SMALL_TILES = PrefillConfig(16, 16, 4, 2)
 
 
