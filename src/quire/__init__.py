@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from quire.entrypoints.llm import LLM
     from quire.types.outputs import CompletionOutput, Logprob, RequestOutput
     from quire.types.sampling import RequestOutputKind, SamplingParams
+    from quire.types.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -20,9 +21,19 @@ _HOMES = {
     "RequestOutput": "quire.types.outputs",
     "RequestOutputKind": "quire.types.sampling",
     "SamplingParams": "quire.types.sampling",
+    "StructuredOutputsParams": "quire.types.structured_outputs",
 }
 
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "RequestOutputKind", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Logprob",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,10 @@ The tree has two branches: what the caller can mend, and what we must.
     │   │   ├── ParameterError          one field breaks its rule; carries the field and its value
     │   │   └── PromptTooLongError      prompt and answer do not fit the context
     │   ├── AuthenticationError         missing or unknown key (401)
+    │   ├── NotAllowedError             a key that may not do this (403)
     │   ├── ModelNotFoundError          a model name this server does not serve (404)
     │   ├── OverloadedError             a bounded queue is full (429), with a time to wait
+    │   ├── DeadlineError               a request took longer than it was allowed to (408)
     │   ├── ConfigError                 options that contradict each other or the machine
     │   │   └── InsufficientMemoryError model and KV cache do not fit; carries what would
     │   └── CheckpointError             a model folder or file that cannot be used
@@ -86,6 +88,12 @@ class AuthenticationError(CallerError):
     http_status = 401
 
 
+class NotAllowedError(CallerError):
+    """A good key, but not for this."""
+
+    http_status = 403
+
+
 class ModelNotFoundError(CallerError):
     """The request names a model that is not served here."""
 
@@ -97,13 +105,23 @@ class OverloadedError(CallerError):
 
     Args:
         retry_after_seconds: When trying again has a chance.
+        reason: Which bound it was, in a word for metrics.
     """
 
     http_status = 429
 
-    def __init__(self, message: str, *, retry_after_seconds: float, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after_seconds: float, hint: str | None = None, reason: str = "queue_full"
+    ) -> None:
         super().__init__(message, hint=hint)
         self.retry_after_seconds = retry_after_seconds
+        self.reason = reason
+
+
+class DeadlineError(CallerError):
+    """A request was not answered within the time that its sender gave it."""
+
+    http_status = 408
 
 
 class ConfigError(CallerError, ValueError):

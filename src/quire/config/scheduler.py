@@ -29,9 +29,14 @@ class SchedulerConfig:
         4096,
         help="Requests in the engine, running or waiting; further ones are refused with a 429.",
     )
+    max_num_queued_tokens: int = option(
+        2_000_000,
+        human_integer=True,
+        help="Prompt tokens that wait for their first answer token; further ones are refused with a 429.",
+    )
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_queued_reqs"):
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_queued_reqs", "max_num_queued_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}", param=name)

@@ -61,7 +61,7 @@ class EngineProcess:
         reader, writer = await asyncio.open_unix_connection(sock=connection)
         return cls(process, reader, writer)
 
-    async def start(self, config: EngineConfig, log_level: str) -> "EngineClient":
+    async def start(self, config: EngineConfig, log_level: str, log_format: str = "text") -> "EngineClient":
         """Tells the engine what to load and waits until it is ready.
 
         Raises:
@@ -70,7 +70,7 @@ class EngineProcess:
         """
         client = EngineClient(self._reader, self._writer, self.process)
         try:
-            await client.start(wire.Start(config=config, log_level=log_level))
+            await client.start(wire.Start(config=config, log_level=log_level, log_format=log_format))
         except BaseException:
             await self.close()
             raise

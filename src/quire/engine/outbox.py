@@ -75,7 +75,10 @@ def _extend(first: SequenceDelta, later: SequenceDelta) -> None:
     first.prompt_logprobs = first.prompt_logprobs + later.prompt_logprobs
     first.finish_reason = later.finish_reason
     first.stop_token_id = later.stop_token_id
+    first.shows_last_token = later.shows_last_token
     first.error = later.error
+    first.blames_request = later.blames_request
+    first.num_preemptions = later.num_preemptions
     if first.num_cached_tokens is None:
         first.num_cached_tokens = later.num_cached_tokens
         first.queue_seconds = later.queue_seconds

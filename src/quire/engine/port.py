@@ -23,6 +23,7 @@ class EngineInfo:
         device: "cpu" or "cuda".
         memory: The memory ledger in bytes by purpose.
         start_seconds: What the start spent its time on.
+        enable_prefix_caching: Whether prompts reuse what others have computed.
     """
 
     max_model_len: int
@@ -36,6 +37,7 @@ class EngineInfo:
     device: str
     memory: dict[str, int]
     start_seconds: dict[str, float]
+    enable_prefix_caching: bool = True
 
 
 class EnginePort(Protocol):

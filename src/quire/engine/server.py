@@ -1,5 +1,6 @@
 """The engine's side of the socket: one thread reads, one steps, one writes."""
 
+import enum
 import logging
 import queue
 import socket
@@ -35,6 +36,15 @@ class Profiler(Protocol):
         """
 
 
+class _Wake(enum.Enum):
+    """Put into the inbox when a request that was being prepared can run."""
+
+    WAKE = enum.auto()
+
+
+_WAKE = _Wake.WAKE
+
+
 class EngineServer:
     """Runs a loop for the front end at the other end of `connection` until that end closes.
 
@@ -49,8 +59,9 @@ class EngineServer:
         self._connection = connection
         self._info = info
         self._profiler = profiler
-        self._inbox: queue.SimpleQueue[wire.Add | wire.Abort | wire.Profile | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[wire.Add | wire.Abort | wire.Profile | _Wake | None] = queue.SimpleQueue()
         self._outbox = Outbox()
+        loop.notify_ready(lambda: self._inbox.put(_WAKE))
 
     def run(self) -> None:
         """Serves until the front end closes the connection. Returns with steps abandoned, not finished."""
@@ -73,7 +84,7 @@ class EngineServer:
 
     def _take_messages(self) -> bool:
         """Applies what has come in, waiting for it if there is nothing else to do. False at the end."""
-        wait = not self._loop.has_unfinished
+        wait = not self._loop.can_step
         while True:
             try:
                 message = self._inbox.get(block=wait)
@@ -81,7 +92,8 @@ class EngineServer:
                 return True
             if message is None:
                 return False
-            self._apply(message)
+            if message is not _WAKE:
+                self._apply(message)
             wait = False
 
     def _apply(self, message: wire.Add | wire.Abort | wire.Profile) -> None:

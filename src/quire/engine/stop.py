@@ -11,6 +11,8 @@ def make_stop_check(max_model_len: int) -> Callable[[Sequence], FinishReason | N
 
     def check_stop(sequence: Sequence) -> FinishReason | None:
         """The reason to end `sequence` after its last token, None to go on."""
+        if sequence.constraint is not None and sequence.constraint.is_complete:
+            return FinishReason.STOP
         num_output_tokens = sequence.num_output_tokens
         if sequence.token_ids[-1] in sequence.stop_token_ids and num_output_tokens >= sequence.min_tokens:
             return FinishReason.STOP

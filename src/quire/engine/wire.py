@@ -28,6 +28,7 @@ class Start(msgspec.Struct, tag="start"):
 
     config: EngineConfig
     log_level: str
+    log_format: str = "text"
 
 
 class Add(msgspec.Struct, tag="add"):

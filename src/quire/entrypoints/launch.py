@@ -21,13 +21,19 @@ from quire.config.resolve import resolve
 from quire.engine import wire
 from quire.engine.client import EngineClient, EngineProcess, serve_socket
 from quire.engine.executor import Executor
+from quire.engine.grammar import GrammarVocabulary
+from quire.engine.grammar_compiler import GrammarCompiler, GrammarIntake
+from quire.engine.grammar_masks import MaskMaker
 from quire.engine.loop import EngineLoop
 from quire.engine.port import EngineInfo
 from quire.engine.server import EngineServer, Profiler
 from quire.engine.stop import make_stop_check
+from quire.entrypoints.log_format import log_formatter
 from quire.errors import ConfigError, EngineProtocolError, QuireError
 from quire.frontend.async_engine import AsyncEngine
+from quire.frontend.grammar_guard import GrammarGuard
 from quire.frontend.input_processor import InputProcessor, create_input_processor
+from quire.frontend.structured_outputs import grammar_vocabulary
 from quire.frontend.tokenizer import Tokenizer, load_tokenizer
 from quire.kvcache.manager import KVCacheManager
 from quire.scheduler.scheduler import Scheduler
@@ -70,11 +76,16 @@ class DeviceExecutor(ProfilingExecutor, Protocol):
 
 @dataclass(slots=True)
 class BuiltEngine:
-    """An engine in this process."""
+    """An engine in this process.
+
+    Attributes:
+        grammars: Compiles the grammars of its requests; None where they may have none.
+    """
 
     loop: EngineLoop
     executor: Executor
     info: EngineInfo
+    grammars: GrammarCompiler | None = None
 
     def profiler(self) -> ProfilingExecutor:
         """The executor, as one that can record.
@@ -126,17 +137,34 @@ def build_engine(
     report = report or StartReport()
     _import_torch()
     report.end_phase("import_torch")
+    grammars = GrammarCompiler(lambda: load_vocabulary(checkpoint))
+    if serving:
+        # For a second no other thread runs: better now than when requests do.
+        grammars.prepare()
     context_length = checkpoint.architecture.context_length
     device = _choose_device(config)
     resolved = resolve(config, context_length=context_length, device=device, serving=serving)
     report.end_phase("find_device")
     executor = _build_executor(resolved, checkpoint)
     report.include(executor.start_seconds, rest="build_executor")
-    loop = EngineLoop(_build_scheduler(resolved, executor.num_blocks), executor, time.monotonic)
+    masks = MaskMaker(checkpoint.architecture.vocab_size)
+    scheduler = _build_scheduler(resolved, executor.num_blocks, masks)
+    loop = EngineLoop(scheduler, executor, time.monotonic, intake=GrammarIntake(grammars))
     # What has been built lives as long as the process: the collector need not look at it again.
     gc.freeze()
     report.end_phase("build_scheduler")
-    return BuiltEngine(loop, executor, _describe(resolved, checkpoint, executor, report))
+    return BuiltEngine(loop, executor, _describe(resolved, checkpoint, executor, report), grammars)
+
+
+def load_vocabulary(checkpoint: Checkpoint) -> GrammarVocabulary:
+    """What grammars must know of a model's tokens.
+
+    Raises:
+        QuireError: Its tokenizer cannot be read.
+    """
+    return grammar_vocabulary(
+        load_tokenizer(checkpoint.tokenizer), checkpoint.architecture.vocab_size, checkpoint.architecture.eos_token_ids
+    )
 
 
 def _import_torch() -> None:
@@ -163,7 +191,7 @@ def _build_executor(config: EngineConfig, checkpoint: Checkpoint) -> DeviceExecu
     return CpuExecutor(config, checkpoint)
 
 
-def _build_scheduler(config: EngineConfig, num_blocks: int) -> Scheduler:
+def _build_scheduler(config: EngineConfig, num_blocks: int, masks: MaskMaker) -> Scheduler:
     limits, max_model_len = config.scheduler, config.model.max_model_len
     assert max_model_len is not None
     assert limits.max_num_seqs is not None and limits.max_num_batched_tokens is not None
@@ -179,6 +207,7 @@ def _build_scheduler(config: EngineConfig, num_blocks: int) -> Scheduler:
         max_model_len=max_model_len,
         policy=limits.scheduling_policy,
         check_stop=make_stop_check(max_model_len),
+        make_masks=masks.promise,
     )
 
 
@@ -200,11 +229,12 @@ def _describe(
         device=config.device.device,
         memory=executor.memory.as_dict(),
         start_seconds=report.seconds,
+        enable_prefix_caching=config.cache.enable_prefix_caching,
     )
 
 
 async def start_async_engine(
-    config: EngineConfig, *, log_level: str = "info", report: StartReport | None = None
+    config: EngineConfig, *, log_level: str = "info", log_format: str = "text", report: StartReport | None = None
 ) -> AsyncEngine:
     """Starts an engine process and the front end for it.
 
@@ -213,6 +243,7 @@ async def start_async_engine(
     Args:
         config: As the user gave it.
         log_level: Of the engine process.
+        log_format: Of its lines, "text" or "json".
         report: Takes the phases of the start; they are those of the engine process, which takes longest.
 
     Raises:
@@ -228,7 +259,7 @@ async def start_async_engine(
         raise
     located = replace(config, model=replace(config.model, model=str(checkpoint.path), revision=None))
     tokenizer, client = await asyncio.gather(
-        asyncio.to_thread(load_tokenizer, checkpoint.tokenizer), process.start(located, log_level)
+        asyncio.to_thread(load_tokenizer, checkpoint.tokenizer), process.start(located, log_level, log_format)
     )
     report.include(client.info.start_seconds, rest="front_end")
     return _front_end(config, checkpoint, tokenizer, client)
@@ -252,7 +283,14 @@ async def start_async_engine_in_process(config: EngineConfig) -> AsyncEngine:
 
 def _front_end(config: EngineConfig, checkpoint: Checkpoint, tokenizer: Tokenizer, client: EngineClient) -> AsyncEngine:
     processor = create_input_processor(config.model, checkpoint, tokenizer, client.info)
-    engine = AsyncEngine(client, processor, max_num_queued_reqs=config.scheduler.max_num_queued_reqs)
+    guard = GrammarGuard(lambda: grammar_vocabulary(tokenizer, processor.vocab_size, processor.eos_token_ids))
+    engine = AsyncEngine(
+        client,
+        processor,
+        max_num_queued_reqs=config.scheduler.max_num_queued_reqs,
+        max_num_queued_tokens=config.scheduler.max_num_queued_tokens,
+        guard=guard,
+    )
     engine.start()
     # What has been built lives as long as the process; a collection that walks through it would delay every stream.
     gc.collect()
@@ -285,7 +323,9 @@ def main() -> None:
     if not isinstance(message, wire.Start):
         raise EngineProtocolError(f"the first message is {type(message).__name__}, not Start")
     report.end_phase("wait_for_front_end")
-    logging.basicConfig(level=message.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(log_formatter(message.log_format, "%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=message.log_level.upper(), handlers=[handler])
     try:
         checkpoint = open_checkpoint(message.config.model)
         report.end_phase("open_checkpoint")

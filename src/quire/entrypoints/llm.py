@@ -11,7 +11,7 @@ from quire.engine.collector import rare_collections
 from quire.entrypoints import launch
 from quire.errors import InvalidRequestError, RequestFailedError
 from quire.frontend.chat_template import ChatTemplate
-from quire.frontend.input_processor import InputProcessor, Prompt
+from quire.frontend.input_processor import InputProcessor, ProcessedInput, Prompt
 from quire.frontend.processor import OutputProcessor
 from quire.frontend.tokenizer import Tokenizer
 from quire.types.ids import RequestId
@@ -113,10 +113,27 @@ class LLM:
             )
             for prompt, param, rank in zip(prompts, params, priorities, strict=True)
         ]
+        self._check_grammars(prepared)
         for item in prepared:
             self._output.add(item.request, item.prompt, item.params)
             self._engine.loop.add(item.request)
         return self._run([item.request.request_id for item in prepared], use_tqdm)
+
+    def _check_grammars(self, prepared: list[ProcessedInput]) -> None:
+        """Has the grammars compiled, before anything runs."""
+        compiler, kinds = self._engine.grammars, {}
+        for item in prepared:
+            if item.params.structured_outputs is not None:
+                kinds[item.request.grammar] = item.params.structured_outputs.kind
+        if compiler is None or not kinds:
+            return
+        compiled = {grammar: compiler.compile(grammar) for grammar in kinds}
+        for grammar, matcher in compiled.items():
+            try:
+                matcher.result()
+            except InvalidRequestError as error:
+                param = f"structured_outputs.{kinds[grammar]}"
+                raise InvalidRequestError(f"{param}: {error.message}", param=param) from error
 
     def chat(
         self,
@@ -272,6 +289,7 @@ def _raise_failures(outputs: list[RequestOutput]) -> None:
     failures = [output for output in outputs if output.error is not None]
     if failures:
         first = failures[0]
-        raise RequestFailedError(
+        kind = InvalidRequestError if first.blames_request else RequestFailedError
+        raise kind(
             f"{len(failures)} of {len(outputs)} requests failed; the first, number {first.request_id}: {first.error}"
         )

@@ -4,13 +4,15 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Set
+from dataclasses import replace
 from typing import Any, Protocol
 
 from quire.engine.port import EngineInfo, EnginePort
-from quire.errors import EngineDeadError, OverloadedError, ParameterError
-from quire.frontend.admission import Admission
+from quire.errors import DeadlineError, EngineDeadError, OverloadedError
+from quire.frontend.admission import Admission, Terms
 from quire.frontend.chat_template import ChatPrompt
+from quire.frontend.grammar_guard import GrammarGuard
 from quire.frontend.input_processor import InputProcessor, ProcessedInput, Prompt
 from quire.frontend.processor import OutputProcessor, RequestState
 from quire.frontend.stream import OutputStream
@@ -25,6 +27,9 @@ logger = logging.getLogger("quire.frontend")
 
 LONG_PROMPT_CHARACTERS = 16_384
 """Prompts above this are tokenised in a thread, so that they do not delay the streams of others."""
+
+NO_TERMS = Terms()
+"""Nobody's, for as long as it takes."""
 
 _DRAIN_RETRY_SECONDS = 10.0
 
@@ -54,6 +59,8 @@ class AsyncEngine:
 
     Args:
         max_num_queued_reqs: Requests in the engine; further ones are refused.
+        max_num_queued_tokens: Prompt tokens that wait for the engine, likewise.
+        guard: Checks grammars before they go to the engine; None leaves that to the engine.
         observers: Told about statistics and finished requests.
         clock: Seconds, monotonic.
     """
@@ -64,6 +71,8 @@ class AsyncEngine:
         input_processor: InputProcessor,
         *,
         max_num_queued_reqs: int = 4096,
+        max_num_queued_tokens: int | None = None,
+        guard: GrammarGuard | None = None,
         observers: Iterable[EngineObserver] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -72,10 +81,11 @@ class AsyncEngine:
         self.observers = list(observers)
         self.stats: EngineStats | None = None
         self._clock = clock
-        self._admission = Admission(max_num_queued_reqs)
+        self._guard = guard
+        self._admission = Admission(max_num_queued_reqs, max_num_queued_tokens)
         self._processor = OutputProcessor(input_processor.tokenizer, on_tokens=self._observe_tokens)
         self._streams: dict[RequestId, OutputStream] = {}
-        self._arriving: set[str] = set()
+        self._deadlines: dict[RequestId, asyncio.TimerHandle] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._draining = False
@@ -92,7 +102,7 @@ class AsyncEngine:
     @property
     def num_requests(self) -> int:
         """Requests that have not ended."""
-        return len(self._streams) + len(self._arriving)
+        return len(self._admission)
 
     @property
     def is_healthy(self) -> bool:
@@ -135,8 +145,10 @@ class AsyncEngine:
         request_id: str | None = None,
         *,
         priority: int = 0,
+        terms: Terms = NO_TERMS,
         cache_salt: str | None = None,
         add_special_tokens: bool = True,
+        shown_special_tokens: Set[str] = frozenset(),
         arrival_time: float | None = None,
     ) -> OutputStream:
         """Hands a request to the engine; the caller must iterate the stream to its end or close it.
@@ -146,18 +158,21 @@ class AsyncEngine:
             params: How to continue; default is the model's own defaults.
             request_id: Unique among those running; default is a fresh one.
             priority: Lower runs first under the priority policy.
+            terms: Whose request it is, and how long it may take.
             cache_salt: Shares cached prefixes only with equal salts.
             add_special_tokens: Put bos in front where the model is used to it.
+            shown_special_tokens: Control tokens that appear in the text even if `params` hide them.
             arrival_time: Seconds on the host's monotonic clock; default is now.
 
         Raises:
             InvalidRequestError: The prompt or a parameter breaks a rule.
             OverloadedError: Too many requests, or the engine is being shut down.
+            DeadlineError: The request's time is over.
             EngineDeadError: The engine has ended.
         """
         arrival_time = self._clock() if arrival_time is None else arrival_time
         request_id = uuid.uuid4().hex if request_id is None else request_id
-        self._admit(request_id)
+        self._admit(request_id, terms, params)
         self.start()
         try:
             processed = await self._process(
@@ -169,13 +184,15 @@ class AsyncEngine:
                 add_special_tokens=add_special_tokens,
                 arrival_time=arrival_time,
             )
+            await self._check_grammar(processed)
             self.check_health()
-            stream = self._open_stream(processed)
-        finally:
-            self._arriving.discard(request_id)
+            stream = self._open_stream(processed, terms, shown_special_tokens)
+        except BaseException:
+            self._admission.leave(request_id)
             self._note_idle()
+            raise
         try:
-            await self.port.add(processed.request)
+            await self.port.add(stream.state.request)
         except BaseException:
             stream.close()
             raise
@@ -227,18 +244,17 @@ class AsyncEngine:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._guard is not None:
+            await self._guard.close()
         await self.port.close()
 
-    def _admit(self, request_id: str) -> None:
+    def _admit(self, request_id: str, terms: Terms, params: SamplingParams | None) -> None:
         self.check_health()
         if self._draining:
             raise OverloadedError(
                 "the server is shutting down and takes no more requests", retry_after_seconds=_DRAIN_RETRY_SECONDS
             )
-        if request_id in self._arriving or request_id in self._streams:
-            raise ParameterError("request_id", "unique among the running requests", request_id)
-        self._admission.check(self.num_requests, self._clock())
-        self._arriving.add(request_id)
+        self._admission.enter(request_id, terms.tenant, params.num_samples if params else 1, self._clock())
         self._idle.clear()
 
     async def _process(self, prompt: Prompt, params: SamplingParams | None, **options: Any) -> ProcessedInput:
@@ -247,10 +263,39 @@ class AsyncEngine:
             return await asyncio.to_thread(self.input.process, prompt, params, **options)
         return self.input.process(prompt, params, **options)
 
-    def _open_stream(self, processed: ProcessedInput) -> OutputStream:
-        state = self._processor.add(processed.request, processed.prompt, processed.params)
-        stream = self._streams[processed.request.request_id] = OutputStream(state, self._close_stream)
+    async def _check_grammar(self, processed: ProcessedInput) -> None:
+        structured = processed.params.structured_outputs
+        if structured is not None and self._guard is not None:
+            await self._guard.check(processed.request.grammar, f"structured_outputs.{structured.kind}")
+
+    def _open_stream(self, processed: ProcessedInput, terms: Terms, shown_special_tokens: Set[str]) -> OutputStream:
+        request, now = replace(processed.request, tenant=terms.tenant, weight=terms.weight), self._clock()
+        request_id = request.request_id
+        if terms.deadline is not None and now >= terms.deadline:
+            raise DeadlineError("the request's time was over before the engine got it")
+        self._admission.queue(request_id, len(request.prompt_token_ids), now, terms.deadline)
+        state = self._processor.add(
+            request, processed.prompt, processed.params, shown_special_tokens=shown_special_tokens
+        )
+        if terms.reserve is not None:
+            try:
+                terms.reserve(request)
+            except BaseException:
+                self._processor.abort([request_id], now)
+                raise
+        stream = self._streams[request_id] = OutputStream(state, self._close_stream)
+        if terms.deadline is not None:
+            timer = asyncio.get_running_loop().call_later(terms.deadline - now, self._expire, request_id)
+            self._deadlines[request_id] = timer
         return stream
+
+    def _expire(self, request_id: RequestId) -> None:
+        """A request's time is over."""
+        error = DeadlineError("the request's time is over, and its answer is not complete")
+        for state in self._processor.fail([request_id], error.message, self._clock()):
+            self._streams[request_id].blame(error)
+            self._finish(state)
+            self._queue_aborts([request_id])
 
     def _close_stream(self, stream: OutputStream) -> None:
         # Its id may belong to a later request by now.
@@ -271,8 +316,11 @@ class AsyncEngine:
 
     def _finish(self, state: RequestState) -> None:
         """A request has ended: lets its stream see the end and everybody else forget it."""
-        self._admission.note_finish(self._clock())
-        self._streams.pop(state.request.request_id).notify()
+        request_id = state.request.request_id
+        self._admission.leave(request_id, self._clock())
+        if (timer := self._deadlines.pop(request_id, None)) is not None:
+            timer.cancel()
+        self._streams.pop(request_id).notify()
         self._note_idle()
         for observer in self.observers:
             _tell(observer.on_finished, state.whole(), state.request)
@@ -297,8 +345,12 @@ class AsyncEngine:
             self._take(outputs)
 
     def _take(self, outputs: StepOutputs) -> None:
-        update = self._processor.update(outputs, self._clock())
+        now = self._clock()
+        update = self._processor.update(outputs, now)
         for state in update.changed:
+            if not state.left_queue and state.metrics.first_token_time is not None:
+                state.left_queue = True
+                self._admission.start(state.request.request_id, now)
             if state.finished:
                 self._finish(state)
             elif state.shows_progress:
@@ -324,7 +376,7 @@ class AsyncEngine:
         if lost:
             logger.error("%d requests are lost: %s", len(lost), error.message)
         for state in lost:
-            self._streams[state.request.request_id].die(error)
+            self._streams[state.request.request_id].blame(error)
             self._finish(state)
 
     def _observe_tokens(self, num_tokens: int, seconds: float, first: bool) -> None:

@@ -43,6 +43,10 @@ class ChatTemplate:
         clock: Seconds, monotonic; for the time limit.
         now: For the template's `strftime_now`.
 
+    Attributes:
+        wants_parts: Whether it goes through contents part by part.
+        reads_tools: Whether it looks at the tools that it is given.
+
     Raises:
         ConfigError: The template is too long or does not compile.
     """
@@ -71,6 +75,7 @@ class ChatTemplate:
         try:
             tree = environment.parse(text)
             self.wants_parts = _wants_parts(tree)
+            self.reads_tools = any(name.name == "tools" for name in tree.find_all(nodes.Name))
             self._template = environment.build(tree)
         except (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError) as error:
             raise ConfigError(

@@ -13,10 +13,14 @@ class ControlTokens:
 
     Args:
         texts: The tokens' texts; empty ones are left out.
+
+    Attributes:
+        texts: They, without the empty ones.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
         known = sorted({text for text in texts if text})
+        self.texts = frozenset(known)
         self._pattern = re.compile(_trie_pattern(known)) if known else None
         self._prefixes = frozenset(text[:length] for text in known for length in range(1, len(text)))
         self._longest = max(map(len, known), default=0)

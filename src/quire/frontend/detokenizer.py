@@ -1,7 +1,7 @@
 """Token ids to text, a few at a time."""
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from quire.frontend.pieces import Pieces
 from quire.frontend.tokenizer import Tokenizer
@@ -21,15 +21,22 @@ class IncrementalDetokenizer:
     Args:
         prompt_token_ids: Only its end is read.
         skip_special_tokens: Leave control tokens out.
+        shown_special_tokens: Except those with these texts.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], *, skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = True,
+        shown_special_tokens: Set[str] = frozenset(),
     ) -> None:
-        pieces = tokenizer.visible_pieces if skip_special_tokens else tokenizer.pieces
+        pieces = tokenizer.pieces_showing(shown_special_tokens) if skip_special_tokens else tokenizer.pieces
         self._text: _ByteText | _WindowText
         if pieces is None:
-            self._text = _WindowText(tokenizer, prompt_token_ids, skip_special_tokens=skip_special_tokens)
+            hidden = tokenizer.hidden_ids(shown_special_tokens) if skip_special_tokens else frozenset()
+            self._text = _WindowText(tokenizer, prompt_token_ids, hidden)
         else:
             self._text = _ByteText(pieces, prompt_token_ids)
 
@@ -74,14 +81,14 @@ class _ByteText:
 class _WindowText:
     """For other tokenizers: decodes the last tokens twice, without and with the new ones, and takes the difference."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], *, skip_special_tokens: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], hidden_ids: Set[int]) -> None:
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
-        self._context = list(prompt_token_ids[-_MAX_HELD_TOKENS:])
+        self._hidden_ids = hidden_ids
+        self._context = [token_id for token_id in prompt_token_ids[-_MAX_HELD_TOKENS:] if token_id not in hidden_ids]
         self._held: list[int] = []
 
     def append(self, token_ids: Sequence[int]) -> str:
-        return "".join([self._append_one(token_id) for token_id in token_ids])
+        return "".join([self._append_one(token_id) for token_id in token_ids if token_id not in self._hidden_ids])
 
     def flush(self) -> str:
         text = self._new_text()
@@ -101,4 +108,4 @@ class _WindowText:
         return self._decode(self._context + self._held)[len(before) :]
 
     def _decode(self, token_ids: list[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special_tokens)
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)

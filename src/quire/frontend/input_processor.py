@@ -14,6 +14,7 @@ from quire.config.model import ModelConfig
 from quire.engine.port import EngineInfo
 from quire.errors import ConfigError, InvalidRequestError, ParameterError, PromptTooLongError
 from quire.frontend.chat_template import ChatPrompt, ChatTemplate
+from quire.frontend.structured_outputs import lower
 from quire.frontend.tokenizer import Tokenizer
 from quire.types.ids import RequestId
 from quire.types.request import GenerationRequest
@@ -148,8 +149,13 @@ class InputProcessor:
             priority=priority,
             arrival_time=self._clock() if arrival_time is None else arrival_time,
             cache_salt=_check_salt(own_salt if own_salt is not None else cache_salt),
+            grammar=self._grammar(resolved),
         )
         return ProcessedInput(request=request, prompt=text, params=resolved)
+
+    def _grammar(self, params: SamplingParams) -> str:
+        structured = params.structured_outputs
+        return "" if structured is None else lower(structured, self.tokenizer.special_tokens)
 
     def encode_chat(self, messages: Any, *, template: ChatTemplate | None = None, **options: Any) -> ChatPrompt:
         """A chat as a prompt for `process`. Options as for `ChatTemplate.encode`; may take its time limit.
@@ -325,9 +331,13 @@ def _fits(token_ids: list[Any], kind: Any) -> bool:
 
 def _engine_params(params: SamplingParams) -> SamplingParams:
     """What the engine is to do: choosing the best answers needs their log-probabilities."""
+    changes: dict[str, Any] = {}
     if params.num_samples > params.n and params.logprobs is None:
-        return params.with_changes(logprobs=0)
-    return params
+        changes["logprobs"] = 0
+    if params.structured_outputs is not None:
+        # It goes as the request's grammar.
+        changes["structured_outputs"] = None
+    return params.with_changes(**changes) if changes else params
 
 
 def _check_salt(salt: Any) -> str:

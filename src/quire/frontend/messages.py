@@ -86,11 +86,15 @@ def _parse_arguments(calls: Any, path: str) -> None:
             raise InvalidRequestError(f"{path}[{index}].function must be an object", param=f"{path}[{index}]")
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            try:
-                function["arguments"] = json.loads(arguments) if arguments else {}
-            except ValueError as error:
-                where = f"{path}[{index}].function.arguments"
-                raise InvalidRequestError(f"{where} must be JSON: {error}", param=where) from error
+            function["arguments"] = _parse_json(arguments, f"{path}[{index}].function.arguments") if arguments else {}
+
+
+def _parse_json(text: str, path: str) -> Any:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{path} must be JSON: {error}", param=path) from error
+    return plain_value(value, path)
 
 
 def plain_value(value: Any, path: str, depth: int = 0) -> Any:

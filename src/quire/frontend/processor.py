@@ -1,7 +1,7 @@
 """From the engine's deltas to what users see. Pure: no clock and no I/O of its own."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field, replace
 
 from quire.errors import ParameterError
@@ -27,27 +27,41 @@ class RequestState:
     Args:
         prompt: Its text, None where ids were given.
         params: As the user gave them, with what was left open filled in.
+        shown_special_tokens: Control tokens whose texts are shown even if `params` hide them.
 
     Attributes:
         shows_progress: Whether `take` has anything before the end.
         finished: Whether every sample has ended.
+        left_queue: Whether the engine is known to have begun with it; kept for whoever follows it.
         error: Why it failed; None otherwise.
+        blames_request: Whether its own parameters are why.
         metrics: When things happened; the same object in every output.
     """
 
     def __init__(
-        self, request: GenerationRequest, prompt: str | None, params: SamplingParams, tokenizer: Tokenizer
+        self,
+        request: GenerationRequest,
+        prompt: str | None,
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        *,
+        shown_special_tokens: Set[str] = frozenset(),
     ) -> None:
         self.request = request
         self.prompt = prompt
         self.params = params
         self.shows_progress = params.shows_progress
         self.finished = False
+        self.left_queue = False
         self.error: str | None = None
+        self.blames_request = False
         self.num_cached_tokens: int | None = None
         self.metrics = RequestMetrics(arrival_time=request.arrival_time)
         automaton = StopAutomaton(params.stop) if params.stop and params.detokenize else None
-        self.samples = [Sample(index, request, params, tokenizer, automaton) for index in range(params.num_samples)]
+        self.samples = [
+            Sample(index, request, params, tokenizer, automaton, shown_special_tokens)
+            for index in range(params.num_samples)
+        ]
         self._tokenizer = tokenizer
         self._prompt_logprobs: list[dict[int, Logprob] | None] = [None]
         self._prompt_logprobs_taken = False
@@ -66,7 +80,9 @@ class RequestState:
         if delta.token_ids and sample.finish_reason is None:
             self._note_tokens(sample, len(delta.token_ids), now, on_tokens)
         sample.extend(delta)
+        self.metrics.num_preemptions += delta.num_preemptions
         if delta.finish_reason is FinishReason.ERROR:
+            self.blames_request = delta.blames_request
             self.fail(delta.error or "the request failed in the engine", now)
         if sample.finish_reason is not None:
             self._note_finish(now)
@@ -136,6 +152,7 @@ class RequestState:
             num_cached_tokens=self.num_cached_tokens,
             metrics=self.metrics,
             error=self.error,
+            blames_request=self.blames_request,
         )
 
     def _note_prompt(self, delta: SequenceDelta) -> None:
@@ -195,7 +212,12 @@ class OutputProcessor:
         return request_id in self._states
 
     def add(
-        self, request: GenerationRequest, prompt: str | None = None, params: SamplingParams | None = None
+        self,
+        request: GenerationRequest,
+        prompt: str | None = None,
+        params: SamplingParams | None = None,
+        *,
+        shown_special_tokens: Set[str] = frozenset(),
     ) -> RequestState:
         """Begins to follow a request.
 
@@ -203,13 +225,16 @@ class OutputProcessor:
             request: As the engine gets it.
             prompt: Its text, shown in the outputs.
             params: As the user gave them; default is `request.sampling`.
+            shown_special_tokens: Control tokens whose texts are shown even if `params` hide them.
 
         Raises:
             ParameterError: A request of that id runs already.
         """
         if request.request_id in self._states:
             raise ParameterError("request_id", "unique among the running requests", request.request_id)
-        state = RequestState(request, prompt, params or request.sampling, self._tokenizer)
+        state = RequestState(
+            request, prompt, params or request.sampling, self._tokenizer, shown_special_tokens=shown_special_tokens
+        )
         self._states[request.request_id] = state
         return state
 

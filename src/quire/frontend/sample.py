@@ -1,5 +1,7 @@
 """One answer of a request, as it grows."""
 
+from collections.abc import Set
+
 from quire.frontend.detokenizer import IncrementalDetokenizer
 from quire.frontend.stop_strings import StopAutomaton, StopStrings
 from quire.frontend.tokenizer import Tokenizer
@@ -16,6 +18,7 @@ class Sample:
     Args:
         params: As the user gave them, with what was left open filled in.
         automaton: The stop strings, None without any.
+        shown_special_tokens: Control tokens whose texts are shown even if `params` hide them.
 
     Attributes:
         token_ids: All so far; none behind a stop string.
@@ -31,6 +34,7 @@ class Sample:
         params: SamplingParams,
         tokenizer: Tokenizer,
         automaton: StopAutomaton | None,
+        shown_special_tokens: Set[str] = frozenset(),
     ) -> None:
         self.index = index
         self.token_ids: list[int] = []
@@ -47,7 +51,12 @@ class Sample:
         self._num_taken_tokens = 0
         self._taken_finish = False
         self._detokenizer = (
-            IncrementalDetokenizer(tokenizer, request.prompt_token_ids, skip_special_tokens=params.skip_special_tokens)
+            IncrementalDetokenizer(
+                tokenizer,
+                request.prompt_token_ids,
+                skip_special_tokens=params.skip_special_tokens,
+                shown_special_tokens=shown_special_tokens,
+            )
             if params.detokenize
             else None
         )
@@ -66,7 +75,7 @@ class Sample:
             self.left_engine = True
         if self.finish_reason is not None:
             return
-        ended_by_token = delta.finish_reason is FinishReason.STOP
+        ended_by_token = delta.finish_reason is FinishReason.STOP and not delta.shows_last_token
         self._append(delta.token_ids, delta.logprobs, hides_last=ended_by_token)
         if self.finish_reason is None and delta.finish_reason is not None:
             self.stop_reason = delta.stop_token_id

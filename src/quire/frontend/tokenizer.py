@@ -1,7 +1,7 @@
 """Text to token ids and back, over the `tokenizers` library."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from tokenizers import AddedToken
@@ -12,6 +12,9 @@ from quire.errors import CorruptCheckpointError, InvalidRequestError
 from quire.frontend.control_tokens import BREAK, ControlTokens
 from quire.frontend.gguf_tokenizer import build_gguf_tokenizer, starts_with_bos
 from quire.frontend.pieces import Pieces, make_pieces
+
+_MAX_KEPT_PIECES = 16
+"""Sets of shown control tokens that are remembered; the formats of answers need one or two."""
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -30,6 +33,9 @@ class Tokenizer:
         eos_token_ids: Tokens that end an answer.
         starts_with_bos: Whether a prompt begins with bos; None leaves it to the backend's post-processor.
         ends_with_eos: The same for the end of a prompt.
+
+    Attributes:
+        special_tokens: Texts of the control tokens.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class Tokenizer:
         self._added: dict[int, AddedToken] = backend.get_added_tokens_decoder()
         self._control = {token.content: token_id for token_id, token in self._added.items() if token.special}
         self._control_ids = frozenset(self._control.values())
+        self.special_tokens = frozenset(self._control)
         self.control_tokens = ControlTokens(self._control)
         # Then other characters than its own may become a control token, and the library must not look for them.
         self._normalizes_control = backend.normalizer is not None and any(
@@ -63,6 +70,7 @@ class Tokenizer:
         self._apply_frame(starts_with_bos, ends_with_eos, named_eos)
         self.pieces: Pieces | None = make_pieces(backend, self._added, frozenset())
         self.visible_pieces: Pieces | None = make_pieces(backend, self._added, self._control_ids)
+        self._pieces_by_shown: dict[Set[str], Pieces | None] = {}
 
     def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of `text`.
@@ -78,10 +86,12 @@ class Tokenizer:
             InvalidRequestError: A text that is not valid Unicode.
         """
         ids = _encode(self.backend, text) if parse_special else self._encode_plain(self._plain, text)
-        if not add_special_tokens:
-            return ids
-        prefix = [] if self._prefix and ids[: len(self._prefix)] == self._prefix else self._prefix
-        return [*prefix, *ids, *self._suffix]
+        return self.add_special_tokens(ids) if add_special_tokens else ids
+
+    def add_special_tokens(self, token_ids: list[int]) -> list[int]:
+        """`token_ids` with bos in front (and eos at the end) where the model is used to it; no second bos."""
+        prefix = [] if self._prefix and token_ids[: len(self._prefix)] == self._prefix else self._prefix
+        return [*prefix, *token_ids, *self._suffix]
 
     def encode_broken(self, text: str) -> list[int]:
         """Token ids of a text in which the control tokens that a user typed are broken by `BREAK`.
@@ -133,6 +143,25 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """Whether it is a control token."""
         return token_id in self._control_ids
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """The ids of the tokens that were added to the model's own vocabulary, control tokens among them."""
+        return {token.content: token_id for token_id, token in self._added.items()}
+
+    def hidden_ids(self, shown: Set[str]) -> frozenset[int]:
+        """The control tokens other than `shown`."""
+        return frozenset(token_id for text, token_id in self._control.items() if text not in shown)
+
+    def pieces_showing(self, shown: Set[str]) -> Pieces | None:
+        """As `visible_pieces`, but with the control tokens `shown`."""
+        if not shown:
+            return self.visible_pieces
+        if shown not in self._pieces_by_shown:
+            if len(self._pieces_by_shown) >= _MAX_KEPT_PIECES:
+                self._pieces_by_shown.clear()
+            self._pieces_by_shown[shown] = make_pieces(self.backend, self._added, self.hidden_ids(shown))
+        return self._pieces_by_shown[shown]
 
     def _encode_between(self, text: str, start: int, *, strip_left: bool, strip_right: bool) -> list[int]:
         text = text.replace(BREAK, "")

@@ -33,7 +33,7 @@ def too_large_message(sequence: Sequence, cache: KVCacheManager) -> str:
     )
 
 
-def error_delta(sequence: Sequence, message: str) -> SequenceDelta:
+def error_delta(sequence: Sequence, message: str, *, blames_request: bool = False) -> SequenceDelta:
     """The end of a sequence that failed, with the outputs that were not reported yet."""
     return SequenceDelta(
         sequence.request_id,
@@ -41,4 +41,6 @@ def error_delta(sequence: Sequence, message: str) -> SequenceDelta:
         sequence.token_ids[sequence.num_reported_tokens :],
         finish_reason=FinishReason.ERROR,
         error=message,
+        num_preemptions=sequence.num_preemptions,
+        blames_request=blames_request,
     )

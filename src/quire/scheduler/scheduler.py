@@ -5,11 +5,14 @@ budget of tokens so that computed catches up with wanted:
 
     1. running sequences that want one token, which is all of them in the steady state,
     2. running sequences that want more, with what is left,
-    3. waiting sequences, while budget, slots and blocks last.
+    3. waiting sequences, while budget, slots and blocks last; fairly between tenants, see `queue.py`.
 
 So a long prompt comes in chunks of whatever the others leave of the budget. A waiting sequence enters only while
 budget and blocks are left, so when all running ones have been served: at most one of them is ever behind, and no
 step has more sequences that want one token than its budget.
+
+A sequence of a tenant that was served less may overtake a long prompt of another, if one step is enough for it,
+and takes slot and blocks from a tenant that has more than its share, see `fair_share.py`.
 
 Blocks are allocated as tokens are handed out. When they run out, `victim.py` names who gives way; its blocks can
 be reused at once, because plans execute in order.
@@ -23,18 +26,25 @@ from quire.errors import InvalidRequestError
 from quire.kvcache.block_table import BlockTable
 from quire.kvcache.manager import KVCacheManager
 from quire.scheduler import invariants
+from quire.scheduler.constraint import Constraint, MakeMasks
 from quire.scheduler.draft import Draft, InFlight
+from quire.scheduler.fair_share import choose_yielder
 from quire.scheduler.intake import error_delta, is_too_large, num_blocks_for, obstacle, too_large_message
 from quire.scheduler.queue import WaitingQueue
 from quire.scheduler.sequence import SampleGroup, Sequence
 from quire.scheduler.victim import choose_victim
 from quire.types.deltas import FinishReason, SequenceDelta
 from quire.types.ids import RequestId, SequenceId, SlotIndex
-from quire.types.plan import NewSequence, StepPlan, StepResult
+from quire.types.plan import NO_TOKEN_LEFT, NewSequence, StepPlan, StepResult
 from quire.types.request import GenerationRequest
 from quire.types.stats import EngineStats
 
 logger = logging.getLogger("quire.scheduler")
+
+_EXCLUDES_ALL = "structured_outputs, allowed_token_ids, bad_words and min_tokens together leave no token to produce"
+
+IDLE_CREDIT_STEPS = 4
+"""Steps full of tokens that a tenant which was idle may be served before the others."""
 
 StopCheck = Callable[[Sequence], FinishReason | None]
 
@@ -52,6 +62,7 @@ class Scheduler:
         policy: "fcfs" or "priority".
         check_stop: Called after any token that may end a sequence: one of its stop tokens, or the last that it may
             have; the reason to end it, None to go on. It may be called after others as well.
+        make_masks: Promises the masks of the constrained rows of a plan; None where no request has a grammar.
     """
 
     def __init__(
@@ -63,6 +74,7 @@ class Scheduler:
         max_model_len: int,
         policy: str = "fcfs",
         check_stop: StopCheck,
+        make_masks: MakeMasks | None = None,
     ) -> None:
         self._cache = cache
         self._block_size = cache.block_size
@@ -71,8 +83,10 @@ class Scheduler:
         self._max_model_len = max_model_len
         self._by_priority = policy == "priority"
         self._check_stop = check_stop
+        self._make_masks = make_masks
+        self._num_constrained = 0
         self._groups: dict[RequestId, SampleGroup] = {}
-        self._waiting = WaitingQueue()
+        self._waiting = WaitingQueue(idle_credit=IDLE_CREDIT_STEPS * max_num_batched_tokens)
         # May hold sequences that have left their slot since the last `schedule`, which sorts them out.
         self._running: list[Sequence] = []
         self._running_changed = False
@@ -88,6 +102,7 @@ class Scheduler:
         self._num_finished_steps = 0
         self._num_preemptions = 0
         self._num_prompt_tokens = 0
+        self._num_cached_prompt_tokens = 0
         self._num_generated_tokens = 0
         self._num_step_tokens = 0
         self._execute_seconds = 0.0
@@ -112,8 +127,12 @@ class Scheduler:
         group = self._groups.get(request_id)
         return tuple(group.samples) if group else ()
 
-    def add(self, request: GenerationRequest) -> None:
+    def add(self, request: GenerationRequest, constraints: tuple[Constraint, ...] = ()) -> None:
         """Queues a request's samples. One that can never run ends at once; `take_rejected` tells.
+
+        Args:
+            request: What to generate.
+            constraints: One per sample, where the request has a grammar.
 
         Raises:
             InvalidRequestError: A request of this id is in the engine.
@@ -123,15 +142,25 @@ class Scheduler:
         group = SampleGroup()
         for sample_index in range(request.num_samples):
             sequence = self._make_sequence(request, sample_index, group)
+            if constraints:
+                sequence.constraint = constraints[sample_index]
             if (delta := self._end_before_start(sequence)) is not None:
                 self._rejected.append(delta)
             else:
                 group.samples.append(sequence)
+                self._num_constrained += sequence.constraint is not None
         if group.samples:
             self._groups[request.request_id] = group
             self._waiting.push(group.samples[0])
             group.held = group.samples[1:]
             self._num_held += len(group.held)
+
+    def reject(self, request: GenerationRequest, message: str) -> None:
+        """Ends a request that cannot be added; `take_rejected` tells."""
+        for sample_index in range(request.num_samples):
+            self._rejected.append(
+                SequenceDelta(request.request_id, sample_index, finish_reason=FinishReason.ERROR, error=message)
+            )
 
     def abort(self, request_id: RequestId) -> None:
         """Ends a request and frees all that it holds. Produces no delta. Unknown ids have no effect."""
@@ -159,13 +188,18 @@ class Scheduler:
         behind = self._hand_out_single_tokens(draft)
         budget = self._max_num_batched_tokens - len(draft.singles)
         for sequence in behind:
+            budget = self._overtake(sequence, budget, draft, now)
             budget -= self._catch_up(sequence, budget, draft)
+            if sequence.slot is not None and sequence.is_behind:
+                budget = 0
         if num_preemptions == self._num_preemptions:
             # Otherwise one that has just given way might enter again.
             self._admit(draft, budget, now)
         if not draft.singles and not draft.chunks:
             return None
         self._last_record = draft.seal(self._released_slots, self._last_record)
+        if self._num_constrained:
+            self._promise_masks(self._last_record)
         self._in_flight.append(self._last_record)
         self._released_slots = []
         self._last_step = draft.plan.step
@@ -199,11 +233,12 @@ class Scheduler:
             else:
                 continue
             deltas.append(delta)
-            if logprobs and sequence.sequence_id in logprobs:
+            if logprobs and delta.token_ids and sequence.sequence_id in logprobs:
                 delta.logprobs.append(logprobs[sequence.sequence_id])
         self._num_generated_tokens += len(record.sampled) - num_dropped
         if result.prompt_logprobs:
             self._attach_prompt_logprobs(record, result, deltas)
+        self._start_masks()
         return deltas
 
     def fail(self, plan: StepPlan, message: str) -> list[SequenceDelta]:
@@ -218,6 +253,7 @@ class Scheduler:
         record = self._take_record(plan, None)
         deltas = [self._end_with_error(sequence, message) for sequence in record.rows if not sequence.is_finished]
         self._forget_computed(self._in_flight, plan.step + 1)
+        self._start_masks()
         return deltas
 
     def take_rejected(self) -> list[SequenceDelta]:
@@ -241,6 +277,8 @@ class Scheduler:
             num_step_tokens=self._num_step_tokens,
             execute_seconds=self._execute_seconds,
             cache=self._cache.statistics(),
+            num_deferred=self._num_held,
+            num_cached_prompt_tokens=self._num_cached_prompt_tokens,
         )
 
     def _make_sequence(self, request: GenerationRequest, sample_index: int, group: SampleGroup) -> Sequence:
@@ -252,6 +290,7 @@ class Scheduler:
             rank=(request.priority if self._by_priority else 0, sequence_id),
             group=group,
             max_model_len=self._max_model_len,
+            tenant=self._waiting.tenant(request.tenant, request.weight),
         )
 
     def _next_sequence_id(self) -> SequenceId:
@@ -260,10 +299,31 @@ class Scheduler:
 
     def _end_before_start(self, sequence: Sequence) -> SequenceDelta | None:
         """The end of a sequence that has nothing to compute or never could."""
+        if sequence.constraint is not None and sequence.constraint.error is not None:
+            return error_delta(sequence, sequence.constraint.error)
         if sequence.num_output_tokens and (reason := self._check_stop(sequence)) is not None:
             return SequenceDelta(sequence.request_id, sequence.sample_index, finish_reason=reason)
         message = obstacle(sequence, self._cache, self._max_model_len)
         return None if message is None else error_delta(sequence, message)
+
+    def _promise_masks(self, record: InFlight) -> None:
+        """Gives a plan the masks of its constrained rows. They are computed once the plans before are known."""
+        plan = record.plan
+        constrained = [
+            (row, sequence.constraint)
+            for row, sequence in enumerate(record.rows)
+            if sequence.constraint is not None and plan.samples[row]
+        ]
+        if constrained:
+            assert self._make_masks is not None, "constraints without anyone to compute their masks"
+            plan.masks = self._make_masks(constrained)
+            if not self._in_flight:
+                plan.masks.start()
+
+    def _start_masks(self) -> None:
+        """Has the masks of the oldest plan in flight computed: all tokens before it are known."""
+        if self._in_flight and (masks := self._in_flight[0].plan.masks) is not None:
+            masks.start()
 
     def _release_held(self) -> None:
         """Lets samples wait for a slot whose prompt another one has computed in an earlier plan."""
@@ -344,14 +404,52 @@ class Scheduler:
 
     def _admit(self, draft: Draft, budget: int, now: float) -> None:
         """Lets waiting sequences enter, in order, until the first that cannot."""
-        while budget > 0 and self._free_slots and (sequence := self._waiting.peek()) is not None:
+        while budget > 0 and (sequence := self._waiting.peek()) is not None:
             if is_too_large(sequence, self._cache):
                 self._reject_too_large(sequence)
                 continue
-            if sequence.num_pending or not self._take_table(sequence, draft.plan):
+            if sequence.num_pending or not self._make_room(sequence, draft):
                 return
             self._waiting.pop()
             budget -= self._enter(sequence, budget, draft, now)
+
+    def _overtake(self, behind: Sequence, budget: int, draft: Draft, now: float) -> int:
+        """Lets waiting sequences of tenants that were served less enter before a long prompt goes on.
+
+        Only those that one step is enough for, and not without a token for the long one: no second one may be behind,
+        and the next step must have a token for each.
+
+        Returns:
+            The tokens that are left.
+        """
+        while (sequence := self._waiting.peek()) is not None:
+            served_less = sequence.tenant.service < behind.tenant.service and sequence.rank[0] <= behind.rank[0]
+            if not served_less or sequence.num_pending or sequence.num_tokens >= budget:
+                break
+            if is_too_large(sequence, self._cache) or not self._make_room(sequence, draft):
+                break
+            self._waiting.pop()
+            budget -= self._enter(sequence, budget, draft, now)
+        return budget
+
+    def _make_room(self, sequence: Sequence, draft: Draft) -> bool:
+        """Gives a waiting sequence a table, if there is a slot; if need be, another tenant gives way to it."""
+        while not (self._free_slots and self._take_table(sequence, draft.plan)):
+            if sequence.tenant.num_running == self.num_running:
+                return False
+            yielder = choose_yielder(
+                sequence,
+                self._running,
+                self._waiting.tenants(),
+                spared=draft.chunks,
+                num_blocks_needed=num_blocks_for(sequence, self._cache),
+                max_num_seqs=self._max_num_seqs,
+                num_blocks=self._cache.num_blocks,
+            )
+            if yielder is None:
+                return False
+            self._preempt(yielder, draft)
+        return True
 
     def _take_table(self, sequence: Sequence, plan: StepPlan) -> bool:
         """Gives a sequence a table with what it can reuse, if all that it is known to need fits besides."""
@@ -395,12 +493,16 @@ class Scheduler:
         plan, table = draft.plan, sequence.table
         assert table is not None
         slot = sequence.slot = self._free_slots.pop()
+        sequence.tenant.num_running += 1
+        sequence.charge(sequence.num_reused_tokens)
         sequence.entered_step = plan.step
         sequence.num_quiet_tokens = 0
         sequence.num_computed_tokens = num_reused = sequence.num_reused_tokens
         if sequence.queue_seconds is None:
             sequence.queue_seconds = now - sequence.request.arrival_time
             sequence.num_cached_tokens = min(num_reused, sequence.num_prompt_tokens)
+            if sequence.sample_index == 0:
+                self._num_cached_prompt_tokens += sequence.num_cached_tokens
         num_tokens = min(sequence.num_tokens - num_reused, budget)
         grown = self._cache.grow(table, num_reused + num_tokens)
         assert grown is not None, "the cache has fewer blocks than it said"
@@ -415,7 +517,8 @@ class Scheduler:
                 sampling=sequence.sampling,
                 seed=sequence.seed,
                 sample_index=sequence.sample_index,
-                stop_token_ids=sequence.stop_token_ids,
+                # Under a grammar its mask keeps them out while they are not to be drawn.
+                stop_token_ids=sequence.stop_token_ids if sequence.constraint is None else frozenset(),
                 bad_words_token_ids=sequence.request.bad_words_token_ids,
             )
         )
@@ -447,6 +550,10 @@ class Scheduler:
 
     def _look_at(self, sequence: Sequence) -> SequenceDelta | None:
         """Ends a sequence whose last token says so, shares the blocks that are full, and reports what is due."""
+        constraint = sequence.constraint
+        if constraint is not None and (error := constraint.advance(sequence.token_ids[-1])) is not None:
+            sequence.token_ids.pop()
+            return self._end_with_error(sequence, error, blames_request=True)
         reason = self._check_stop(sequence)
         if reason is not None:
             return self._stop(sequence, reason)
@@ -454,6 +561,7 @@ class Scheduler:
         delta = sequence.report() if len(token_ids) >= sequence.report_at else None
         if table is not None:
             self._cache.commit(table, token_ids, len(token_ids) - 1)
+        sequence.charge()
         sequence.become_quiet()
         return delta
 
@@ -478,6 +586,8 @@ class Scheduler:
             num_known = min(sequence.num_computed_tokens, len(sequence.token_ids))
             self._cache.commit(table, sequence.token_ids, num_known)
         self._cache.close(table)
+        sequence.charge()
+        sequence.tenant.num_running -= 1
         self._released_slots.append(slot)
         self._free_slots.append(slot)
         self._running_changed = True
@@ -491,6 +601,7 @@ class Scheduler:
         """Frees all that a sequence holds. Results in flight for it will be ignored."""
         group = sequence.group
         sequence.is_finished = True
+        self._num_constrained -= sequence.constraint is not None
         group.samples.remove(sequence)
         if sequence.slot is not None:
             self._leave_slot(sequence, keep_content=keep_content)
@@ -505,10 +616,10 @@ class Scheduler:
             self._waiting.push(group.held.pop(0))
             self._num_held -= 1
 
-    def _end_with_error(self, sequence: Sequence, message: str) -> SequenceDelta:
+    def _end_with_error(self, sequence: Sequence, message: str, *, blames_request: bool = False) -> SequenceDelta:
         """Ends a sequence and keeps nothing of what it computed."""
         self._end(sequence, keep_content=False)
-        return error_delta(sequence, message)
+        return error_delta(sequence, message, blames_request=blames_request)
 
     def _reject_too_large(self, sequence: Sequence) -> None:
         self._rejected.append(self._end_with_error(sequence, too_large_message(sequence, self._cache)))
@@ -516,9 +627,13 @@ class Scheduler:
     def _stop(self, sequence: Sequence, reason: FinishReason) -> SequenceDelta:
         delta = sequence.report()
         delta.finish_reason = reason
+        delta.num_preemptions = sequence.num_preemptions
         token_id = sequence.token_ids[-1]
-        if reason is FinishReason.STOP and token_id not in sequence.request.eos_token_ids:
+        is_stop_token = token_id in sequence.stop_token_ids and token_id not in sequence.request.eos_token_ids
+        if reason is FinishReason.STOP and is_stop_token:
             delta.stop_token_id = token_id
+        constraint = sequence.constraint
+        delta.shows_last_token = constraint is not None and constraint.is_complete and not constraint.ended_by_eos
         self._end(sequence)
         return delta
 
@@ -545,13 +660,19 @@ class Scheduler:
         return record
 
     def _end_failed(self, record: InFlight, failures: dict[SequenceId, str]) -> list[SequenceDelta]:
-        deltas = []
+        deltas, is_cache_suspect = [], False
         for sequence in record.rows:
             text = failures.get(sequence.sequence_id)
-            if text is not None and not sequence.is_finished:
-                logger.warning("request %s, sample %d failed: %s", sequence.request_id, sequence.sample_index, text)
-                deltas.append(self._end_with_error(sequence, "the model could not compute this answer"))
-        self._forget_computed([record, *self._in_flight], record.plan.step)
+            if text is None or sequence.is_finished:
+                continue
+            if text == NO_TOKEN_LEFT and sequence.restricts_tokens:
+                deltas.append(self._end_with_error(sequence, _EXCLUDES_ALL, blames_request=True))
+                continue
+            logger.warning("request %s, sample %d failed: %s", sequence.request_id, sequence.sample_index, text)
+            deltas.append(self._end_with_error(sequence, "the model could not compute this answer"))
+            is_cache_suspect = True
+        if is_cache_suspect:
+            self._forget_computed([record, *self._in_flight], record.plan.step)
         return deltas
 
     def _forget_computed(self, records: Iterable[InFlight], since_step: int) -> None:

@@ -3,6 +3,8 @@
 import copy
 
 from quire.kvcache.block_table import BlockTable
+from quire.scheduler.constraint import Constraint
+from quire.scheduler.tenant import Tenant
 from quire.types.deltas import SequenceDelta
 from quire.types.ids import RequestId, SequenceId, SlotIndex
 from quire.types.request import GenerationRequest
@@ -47,7 +49,8 @@ class Sequence:
 
     Attributes:
         sampling: The request's, without `prompt_logprobs` where this sample has none to send.
-        rank: Place in the order of service, smaller first; kept across preemptions.
+        tenant: Who is served with it.
+        rank: Place in the order of service of its tenant, smaller first; kept across preemptions.
         token_ids: Prompt, then the outputs that were seen; a replay's produced tokens are outputs.
         num_tokens: Known and pending ones.
         max_num_tokens: What `num_tokens` never exceeds.
@@ -56,9 +59,11 @@ class Sequence:
             appended, and reported if the interval is 1: it ends nothing and completes no block to share.
         num_reported_tokens: Leading ones of `token_ids` that need not be reported any more.
         stop_token_ids: Every token that ends it.
+        constraint: Its place in its grammar; None for free text.
         table: Its blocks while it holds a slot.
         num_reused_tokens: Leading tokens it did not compute itself when it last entered a slot.
         num_cached_tokens: The same for the first time: what the user is told.
+        num_charged_tokens: Leading ones of `token_ids` that its tenant was charged for.
         num_prompt_logprobs: Prompt positions whose log-probabilities it sends: all but the first, or none.
         num_sent_prompt_logprobs: How many of them it has sent.
         chunk_starts: By step, where a chunk of a prompt with log-probabilities began.
@@ -74,6 +79,7 @@ class Sequence:
 
     __slots__ = (
         "chunk_starts",
+        "constraint",
         "entered_step",
         "group",
         "is_finished",
@@ -83,6 +89,7 @@ class Sequence:
         "min_tokens",
         "num_blocks_needed",
         "num_cached_tokens",
+        "num_charged_tokens",
         "num_computed_tokens",
         "num_counted_prompt_tokens",
         "num_preemptions",
@@ -108,6 +115,7 @@ class Sequence:
         "slot",
         "stop_token_ids",
         "table",
+        "tenant",
         "token_ids",
     )
 
@@ -120,6 +128,7 @@ class Sequence:
         rank: tuple[int, int],
         group: SampleGroup,
         max_model_len: int,
+        tenant: Tenant | None = None,
     ) -> None:
         sampling = request.sampling
         produced = request.produced_token_ids[sample_index] if sample_index < len(request.produced_token_ids) else ()
@@ -128,6 +137,7 @@ class Sequence:
         self.request_id: RequestId = request.request_id
         self.sample_index = sample_index
         self.rank = rank
+        self.tenant = tenant or Tenant("")
         self.group = group
         self.token_ids: list[int] = [*request.prompt_token_ids, *produced]
         self.num_prompt_tokens = len(request.prompt_token_ids)
@@ -138,6 +148,7 @@ class Sequence:
         self.min_tokens: int = sampling.min_tokens
         self.max_num_tokens = min(self.num_prompt_tokens + self.max_tokens, max_model_len)
         self.stop_token_ids = request.stop_token_ids
+        self.constraint: Constraint | None = None
         sends_prompt_logprobs = sampling.prompt_logprobs is not None and sample_index == 0 and not produced
         self.num_prompt_logprobs = self.num_prompt_tokens - 1 if sends_prompt_logprobs else 0
         self.num_sent_prompt_logprobs = 0
@@ -149,6 +160,7 @@ class Sequence:
         # The prompt of a request counts once, however many samples share it.
         self.num_counted_prompt_tokens = 0 if sample_index == 0 else self.num_prompt_tokens
         self.num_preemptions = 0
+        self.num_charged_tokens = 0
         self.num_cached_tokens = 0
         self.queue_seconds: float | None = None
         self.is_reported = False
@@ -199,8 +211,23 @@ class Sequence:
             self.report_at = num_known + 1 + self.sequence_id % self.report_interval
         return delta
 
+    def charge(self, num_reused_tokens: int = 0) -> None:
+        """Charges its tenant for the known tokens that it was not charged for, less those that were in the cache."""
+        num_known = len(self.token_ids)
+        if num_known > self.num_charged_tokens:
+            self.tenant.charge(num_known - max(self.num_charged_tokens, num_reused_tokens))
+            self.num_charged_tokens = num_known
+
+    @property
+    def restricts_tokens(self) -> bool:
+        """Whether its parameters allow some tokens only, so that together they may allow none."""
+        return self.constraint is not None or self.sampling.allowed_token_ids is not None
+
     def become_quiet(self) -> None:
-        """Sets `num_quiet_tokens` when all that was due has been done."""
+        """Sets `num_quiet_tokens` when all that was due has been done. A grammar looks at every token."""
+        if self.constraint is not None:
+            self.num_quiet_tokens = 0
+            return
         num_quiet = self.max_num_tokens - 1
         if self.report_interval > 1:
             num_quiet = min(num_quiet, self.report_at - 1)

@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 
 from quire.scheduler.sequence import Sequence
+from quire.scheduler.tenant import Tenant
 
 
 def choose_victim(running: Iterable[Sequence]) -> Sequence | None:
-    """The running sequence to preempt: worst priority first, then the one that loses least work.
+    """The running sequence to preempt: worst priority first, then of the tenant with most blocks for its weight,
+    then the one that loses least work.
 
     The one that has been served longest by rank is never chosen. It therefore runs until it ends, then the next
     in rank does, and so on: however short blocks are, two sequences cannot preempt each other for ever.
@@ -18,7 +20,16 @@ def choose_victim(running: Iterable[Sequence]) -> Sequence | None:
     if len(holders) < 2:
         return None
     first = min(holders, key=lambda sequence: sequence.rank)
-    return max((sequence for sequence in holders if sequence is not first), key=_willingness)
+    held: dict[Tenant, float] = {}
+    for sequence in holders:
+        num_blocks = len(sequence.table.block_ids) if sequence.table is not None else 0
+        held[sequence.tenant] = held.get(sequence.tenant, 0.0) + num_blocks / sequence.tenant.weight
+
+    def willingness(sequence: Sequence) -> tuple[int, float, int, int]:
+        priority, arrival = sequence.rank
+        return priority, held[sequence.tenant], -num_tokens_lost(sequence), arrival
+
+    return max((sequence for sequence in holders if sequence is not first), key=willingness)
 
 
 def num_tokens_lost(sequence: Sequence) -> int:
@@ -28,8 +39,3 @@ def num_tokens_lost(sequence: Sequence) -> int:
     through times as short of blocks as these. Its own blocks are the next that the cache hands out.
     """
     return sequence.num_computed_tokens - sequence.num_reused_tokens
-
-
-def _willingness(sequence: Sequence) -> tuple[int, int, int]:
-    priority, arrival = sequence.rank
-    return priority, -num_tokens_lost(sequence), arrival

@@ -105,9 +105,11 @@ class FakeExecutor:
         self._kv = [[UNWRITTEN] * block_size for _ in range(num_blocks)]
         self._residents: dict[SlotIndex, _Resident] = {}
         self._results: deque[tuple[float, StepResult | StepFailedError]] = deque()
+        self._unfinished: tuple[StepPlan, float, float] | None = None
         self._device_free_at = 0.0
         self._last_step = 0
         self._reported_failures: set[int] = set()
+        self._seen_failures: frozenset[int] = frozenset()
         self.failing_steps: dict[int, str] = {}
         self.failing_sequences: dict[SequenceId, str] = {}
         self.num_steps = 0
@@ -116,11 +118,13 @@ class FakeExecutor:
         self.num_entries: dict[SequenceId, int] = {}
 
     def submit(self, plan: StepPlan) -> None:
-        """Runs a plan at once; its result can be had from `wait` when its time has passed.
+        """Runs a plan at once; one with masks with the next call. `wait` gives its result when its time has passed.
 
         Raises:
             PlanViolation: The plan contradicts itself, an earlier plan or the tokens in the cache.
         """
+        self._finish()
+        self._seen_failures = frozenset(self._reported_failures)
         self._check_shape(plan)
         self._release(plan.released_slots)
         self._copy_blocks(plan.block_copies)
@@ -133,7 +137,9 @@ class FakeExecutor:
         seconds = self._cost.step_seconds(num_tokens)
         begin = max(self._clock(), self._device_free_at)
         self._device_free_at = begin + seconds
-        self._results.append((self._device_free_at, self._run(plan, seconds)))
+        self._unfinished = plan, self._device_free_at, seconds
+        if plan.masks is None:
+            self._finish()
 
     def wait(self) -> StepResult:
         """The result of the oldest step; lets the time pass until it has ended.
@@ -141,11 +147,13 @@ class FakeExecutor:
         Raises:
             StepFailedError: For the steps in `failing_steps`.
         """
+        if not self._results:
+            self._finish()
         assert self._results, "wait without a step in flight"
         finished_at, result = self._results.popleft()
         self._clock.advance_to(finished_at)
         if isinstance(result, StepFailedError) or result.failures:
-            self._reported_failures.add(self._last_step - len(self._results))
+            self._reported_failures.add(self._last_step - len(self._results) - (self._unfinished is not None))
         if isinstance(result, StepFailedError):
             raise result
         return result
@@ -153,6 +161,14 @@ class FakeExecutor:
     def shutdown(self) -> None:
         """Drops the steps in flight."""
         self._results.clear()
+        self._unfinished = None
+
+    def _finish(self) -> None:
+        """Runs the plan that waits for its masks: by now the results of those before it have been taken in."""
+        if self._unfinished is not None:
+            plan, finished_at, seconds = self._unfinished
+            self._unfinished = None
+            self._results.append((finished_at, self._run(plan, seconds)))
 
     # What a plan says of slots and blocks.
 
@@ -230,13 +246,14 @@ class FakeExecutor:
                 resident.num_computed_tokens += num_tokens
             return StepFailedError(message)
         result = StepResult(step=plan.step, token_ids=[], execute_seconds=seconds)
-        for resident, num_tokens, samples in zip(rows, plan.num_tokens, plan.samples, strict=True):
+        banned = self._banned_by_masks(plan)
+        for row, (resident, num_tokens, samples) in enumerate(zip(rows, plan.num_tokens, plan.samples, strict=True)):
             begin = resident.num_computed_tokens
             resident.num_computed_tokens += num_tokens
             self._check_context(resident)
             self._report_prompt(resident, begin, result)
             if samples:
-                result.token_ids.append(self._draw(resident, result))
+                result.token_ids.append(self._draw(resident, result, banned.get(row, frozenset())))
             if resident.description.sequence_id in self.failing_sequences:
                 sequence_id = resident.description.sequence_id
                 result.failures[sequence_id] = self.failing_sequences[sequence_id]
@@ -249,7 +266,7 @@ class FakeExecutor:
         resident = self._residents[slot]
         found = resident.description.sequence_id
         _require(found == sequence_id, "slot {} holds sequence {}, the plan says {}", slot, found, sequence_id)
-        doomed = resident.broken_by in self._reported_failures
+        doomed = resident.broken_by in self._seen_failures
         _require(not doomed, "sequence {} runs on although its step {} failed", sequence_id, resident.broken_by)
         end, known = resident.num_computed_tokens + num_tokens, len(resident.token_ids)
         if resident.broken_by is None:
@@ -298,7 +315,26 @@ class FakeExecutor:
                 sequence_id = resident.description.sequence_id
                 raise PlanViolation(f"sequence {sequence_id} reads position {position}: block {block_id} holds {state}")
 
-    def _draw(self, resident: _Resident, result: StepResult) -> int:
+    def _banned_by_masks(self, plan: StepPlan) -> dict[int, frozenset[int]]:
+        """By row of the plan, the tokens that its mask excludes."""
+        if plan.masks is None:
+            return {}
+        words = memoryview(plan.masks.result()).cast("I")
+        num_words = (self._vocab_size + 31) // 32
+        _require(
+            len(words) == num_words * len(plan.masks.rows),
+            f"masks of {len(words)} words for {len(plan.masks.rows)} rows",
+        )
+        banned = {}
+        for place, row in enumerate(plan.masks.rows):
+            mask = words[place * num_words : (place + 1) * num_words]
+            _require(plan.samples[row], "row {} has a mask and draws nothing", row)
+            banned[row] = frozenset(
+                token for token in range(self._vocab_size) if not mask[token >> 5] >> (token & 31) & 1
+            )
+        return banned
+
+    def _draw(self, resident: _Resident, result: StepResult, banned: frozenset[int]) -> int:
         new = resident.description
         if resident.broken_by is not None:
             return 0
@@ -309,7 +345,7 @@ class FakeExecutor:
             resident.sum_of_tokens,
             seed=new.seed,
             sample_index=new.sample_index,
-            banned=frozenset() if may_stop else new.stop_token_ids,
+            banned=banned if may_stop else banned | new.stop_token_ids,
             vocab_size=self._vocab_size,
         )
         resident.token_ids.append(token_id)

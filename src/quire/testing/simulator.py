@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from quire.engine.grammar import GrammarVocabulary
+from quire.engine.grammar_compiler import GrammarCompiler, GrammarIntake
+from quire.engine.grammar_masks import MaskMaker
 from quire.engine.loop import EngineLoop
 from quire.engine.stop import make_stop_check
 from quire.kvcache.manager import KVCacheManager
@@ -110,6 +113,7 @@ class Simulation:
 
     Args:
         check_invariants: Check scheduler and cache after every step; slow.
+        vocabulary: Of the grammars of requests, over the tokens of `FakeExecutor`; None where they have none.
     """
 
     def __init__(
@@ -125,6 +129,7 @@ class Simulation:
         steps_in_flight: int = 2,
         cost: CostModel | None = None,
         check_invariants: bool = False,
+        vocabulary: GrammarVocabulary | None = None,
     ) -> None:
         self._num_blocks = num_blocks
         self._block_size = block_size
@@ -136,6 +141,8 @@ class Simulation:
         self._steps_in_flight = steps_in_flight
         self._cost = cost
         self._check_invariants = check_invariants
+        self._compiler = None if vocabulary is None else GrammarCompiler(lambda: vocabulary)
+        self._masks = None if vocabulary is None else MaskMaker(vocabulary.vocab_size)
         self._build()
 
     def _build(self) -> None:
@@ -152,6 +159,7 @@ class Simulation:
             max_model_len=self._max_model_len,
             policy=self._policy,
             check_stop=make_stop_check(self._max_model_len),
+            make_masks=None if self._masks is None else self._masks.promise,
         )
         self.executor = FakeExecutor(
             clock=self.clock,
@@ -160,7 +168,8 @@ class Simulation:
             cost=self._cost,
             max_num_batched_tokens=self._max_num_batched_tokens,
         )
-        self.loop = EngineLoop(self.scheduler, self.executor, self.clock, self._steps_in_flight)
+        intake = None if self._compiler is None else GrammarIntake(self._compiler)
+        self.loop = EngineLoop(self.scheduler, self.executor, self.clock, self._steps_in_flight, intake)
         self._timelines: dict[RequestId, RequestTimeline] = {}
         self._sequences: dict[tuple[RequestId, int], Sequence] = {}
         self._max_waiting = 0

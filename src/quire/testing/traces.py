@@ -21,6 +21,8 @@ def make_request(
     eos_token_ids: tuple[int, ...] = (),
     produced_token_ids: tuple[tuple[int, ...], ...] = (),
     cache_salt: str = "",
+    tenant: str = "",
+    weight: float = 1.0,
     **sampling: Any,
 ) -> GenerationRequest:
     """A request as a front end would send it; `sampling` goes to `SamplingParams`."""
@@ -30,6 +32,8 @@ def make_request(
         sampling=SamplingParams(max_tokens=max_tokens, seed=seed, **sampling),
         eos_token_ids=eos_token_ids,
         priority=priority,
+        tenant=tenant,
+        weight=weight,
         arrival_time=arrival_time,
         cache_salt=cache_salt,
         produced_token_ids=produced_token_ids,

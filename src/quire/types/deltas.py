@@ -29,10 +29,13 @@ class SequenceDelta:
         logprobs: One entry per token of `token_ids`; empty unless asked for.
         finish_reason: Set on the last delta of a sample.
         stop_token_id: The stop token that ended it; None for end-of-sequence and all else.
+        shows_last_token: With `FinishReason.STOP`: the last token is a part of the text, which it completed.
         error: A text without paths or traces, with `FinishReason.ERROR`.
+        blames_request: Whether the request's own parameters are the cause of the error.
         num_cached_tokens: Prompt tokens taken from the prefix cache; on the first delta of a sample.
         queue_seconds: From arrival to the first scheduling; on the first delta of a sample.
         prompt_logprobs: Positions 1.. of the prompt; on sample 0, spread over the deltas of a chunked prefill.
+        num_preemptions: How often the sample was put back for want of blocks; on its last delta.
     """
 
     request_id: RequestId
@@ -45,6 +48,9 @@ class SequenceDelta:
     num_cached_tokens: int | None = None
     queue_seconds: float | None = None
     prompt_logprobs: list[PositionLogprobs] = field(default_factory=list)
+    num_preemptions: int = 0
+    shows_last_token: bool = False
+    blames_request: bool = False
 
 
 @dataclass(slots=True)

@@ -54,6 +54,7 @@ class RequestMetrics:
 
     Attributes:
         queue_seconds: From arrival until it was first scheduled.
+        num_preemptions: How often its samples were put back for want of blocks.
     """
 
     arrival_time: float
@@ -61,6 +62,7 @@ class RequestMetrics:
     last_token_time: float | None = None
     finished_time: float | None = None
     queue_seconds: float | None = None
+    num_preemptions: int = 0
 
 
 @dataclass(slots=True)
@@ -72,6 +74,8 @@ class RequestOutput:
         prompt_logprobs: Per prompt position; the first is None. None unless asked for.
         finished: Whether every answer has ended.
         num_cached_tokens: Prompt tokens that came from the prefix cache.
+        error: Why it failed; None otherwise.
+        blames_request: Whether its own parameters are why.
     """
 
     request_id: str
@@ -83,3 +87,4 @@ class RequestOutput:
     num_cached_tokens: int | None = None
     metrics: RequestMetrics | None = None
     error: str | None = field(default=None)
+    blames_request: bool = False

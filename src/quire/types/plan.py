@@ -5,6 +5,7 @@ tokens to compute and which blocks were added. The worker keeps the rest.
 """
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from quire.types.ids import BlockId, SequenceId, SlotIndex
 from quire.types.sampling import SamplingParams
@@ -34,6 +35,29 @@ class NewSequence:
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
 
 
+class TokenMasks(Protocol):
+    """Which tokens some rows of a plan may draw; computed while the device runs the step.
+
+    Attributes:
+        rows: Their indices in the plan.
+    """
+
+    rows: list[int]
+
+    def start(self) -> None:
+        """Begins to compute: the results of all plans before this one have been taken in. May be called again."""
+
+    def result(self) -> bytearray:
+        """Waits for the masks: [rows, ceil(vocabulary / 32)] uint32, a bit per token, the lowest first.
+
+        Raises:
+            CancelledError: They were cancelled.
+        """
+
+    def cancel(self) -> None:
+        """Lets `result` raise, as nobody will start them any more."""
+
+
 @dataclass(slots=True)
 class StepPlan:
     """One step. A worker applies it in the order of the fields, then runs it, and modifies nothing in it.
@@ -50,6 +74,8 @@ class StepPlan:
         sequence_ids: Their ids, in the same order.
         num_tokens: How many further tokens of each are computed, at least 1.
         samples: Whether its last computed token is its last token, so that a next one is drawn.
+        masks: For the rows that draw under a grammar. `result` may be called when the plan before has been waited
+            for, not earlier on the thread that waits.
     """
 
     step: int
@@ -61,6 +87,7 @@ class StepPlan:
     sequence_ids: list[SequenceId] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     samples: list[bool] = field(default_factory=list)
+    masks: TokenMasks | None = None
 
 
 @dataclass(slots=True)
@@ -76,6 +103,10 @@ class PositionLogprobs:
     token_ids: list[int]
     logprobs: list[float]
     ranks: list[int]
+
+
+NO_TOKEN_LEFT = "its logits hold NaN or infinity, or its parameters exclude every token"
+"""The failure of a sequence for which no token can be drawn."""
 
 
 @dataclass(slots=True)

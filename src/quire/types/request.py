@@ -17,9 +17,12 @@ class GenerationRequest:
         eos_token_ids: End-of-sequence tokens; empty when the request ignores them.
         bad_words_token_ids: Token sequences that must not be produced.
         priority: Lower runs first under the priority policy.
+        tenant: Who asks; tenants share the engine fairly. Empty where nobody is told apart.
+        weight: The tenant's share relative to the others'.
         arrival_time: Seconds on the host's monotonic clock.
         cache_salt: Requests share cached prefixes only with equal salts.
         adapter: Name of the adapter, part of the prefix-cache key; empty for the base model.
+        grammar: What the answer must look like, in the words of llguidance; empty for free text.
         produced_token_ids: Per sample, the tokens that an earlier engine already produced. Generation
             continues after them and they are not sent again.
     """
@@ -30,9 +33,12 @@ class GenerationRequest:
     eos_token_ids: tuple[int, ...] = ()
     bad_words_token_ids: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
+    tenant: str = ""
+    weight: float = 1.0
     arrival_time: float = 0.0
     cache_salt: str = ""
     adapter: str = ""
+    grammar: str = ""
     produced_token_ids: tuple[tuple[int, ...], ...] = ()
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from quire.errors import ParameterError
+from quire.types.structured_outputs import StructuredOutputsParams
 
 MAX_SAMPLES = 128
 """Samples one request may ask for. A request costs its samples, so this bounds what a client can demand."""
@@ -18,6 +19,9 @@ MAX_STOP_TOKEN_IDS = 1024
 MAX_BAD_WORDS = 128
 MAX_LOGIT_BIAS = 1024
 MAX_SEED = 2**63 - 1
+MAX_REPETITION_PENALTY = 1e6
+"""Beyond it, and below its inverse, logits overflow."""
+
 SMALLEST_TEMPERATURE = 0.01
 
 
@@ -60,6 +64,7 @@ class SamplingParams:
         skip_special_tokens: Leave special tokens out of the text.
         spaces_between_special_tokens: Accepted for compatibility; must be True.
         output_kind: What each output of a running request holds.
+        structured_outputs: What the answer must look like; None for free text.
 
     Raises:
         ParameterError: On construction, naming the field, its rule and the value.
@@ -90,6 +95,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
     output_kind: RequestOutputKind = RequestOutputKind.CUMULATIVE
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         self._check_counts()
@@ -98,6 +104,8 @@ class SamplingParams:
         self._normalise_token_sets()
         if not self.spaces_between_special_tokens:
             raise ParameterError("spaces_between_special_tokens", "true", False)
+        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            raise ParameterError("structured_outputs", "StructuredOutputsParams or None", self.structured_outputs)
 
     @property
     def num_samples(self) -> int:
@@ -168,7 +176,7 @@ class SamplingParams:
         _check_float("min_p", self.min_p, 0.0, 1.0)
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
+        _check_float("repetition_penalty", self.repetition_penalty, 1 / MAX_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
 
     def _normalise_stops(self) -> None:
         stop = [self.stop] if isinstance(self.stop, str) else list(self.stop or ())

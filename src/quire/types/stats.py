@@ -61,6 +61,8 @@ class EngineStats:
         num_generated_tokens: Tokens produced (counter).
         num_step_tokens: Tokens that the last step computed.
         execute_seconds: Time the last step took on the device.
+        num_deferred: Those of `num_waiting` that wait for a sibling to compute the prompt they share.
+        num_cached_prompt_tokens: Those of `num_prompt_tokens` that came from the cache (counter).
     """
 
     step: int
@@ -72,3 +74,5 @@ class EngineStats:
     num_step_tokens: int
     execute_seconds: float
     cache: CacheStats
+    num_deferred: int = 0
+    num_cached_prompt_tokens: int = 0

@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -60,7 +60,7 @@ class CpuExecutor:
             initializer=torch.set_num_threads,
             initargs=(self._num_threads,),
         )
-        self._results: deque[Future[StepResult]] = deque()
+        self._results: deque[tuple[StepPlan, Future[StepResult]]] = deque()
         try:
             self._thread.submit(self._start, checkpoint).result()
         except BaseException:
@@ -100,7 +100,7 @@ class CpuExecutor:
 
     def submit(self, plan: StepPlan) -> None:
         """Hands over a plan and returns without waiting for it."""
-        self._results.append(self._thread.submit(self._execute, plan))
+        self._results.append((plan, self._thread.submit(self._execute, plan)))
 
     def wait(self) -> StepResult:
         """Waits for the oldest plan that was submitted and not waited for.
@@ -109,7 +109,7 @@ class CpuExecutor:
             StepFailedError: The step could not be run; later plans can.
         """
         assert self._results, "no plan was submitted"
-        return self._results.popleft().result()
+        return self._results.popleft()[1].result()
 
     def start_profile(self) -> None:
         """Begins to record a trace, behind the plans that were submitted. See `Profiler.start`."""
@@ -121,12 +121,17 @@ class CpuExecutor:
 
     def shutdown(self) -> None:
         """Ends the thread after the step that it runs. Plans behind that are dropped."""
+        for plan, _ in self._results:
+            if plan.masks is not None:
+                plan.masks.cancel()
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     @torch.inference_mode()
     def _execute(self, plan: StepPlan) -> StepResult:
         try:
             return self._runner.execute(plan)
+        except CancelledError as error:
+            raise StepFailedError(f"step {plan.step} was given up") from error
         except Exception as error:
             logger.exception("step %d with %d sequences failed", plan.step, len(plan.slots))
             raise StepFailedError(

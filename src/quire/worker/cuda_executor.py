@@ -17,6 +17,7 @@ from quire.checkpoint.architecture import ModelArchitecture
 from quire.checkpoint.checkpoint import Checkpoint
 from quire.config.engine import EngineConfig
 from quire.errors import EngineDeadError, StepFailedError
+from quire.kernels.sample import TokenMask
 from quire.models.decoder import DecoderModel
 from quire.models.loading.load import load_weights
 from quire.models.registry import create_model
@@ -149,7 +150,8 @@ class CudaExecutor:
         if isinstance(launched, StepFailedError):
             raise launched
         try:
-            return self._runner.finish(launched)
+            with self._on_stream():
+                return self._runner.finish(launched)
         except Exception as error:
             logger.exception("step %d with %d sequences failed", launched.plan.step, len(launched.plan.slots))
             _raise_if_lost(error)
@@ -258,6 +260,7 @@ class CudaExecutor:
             slots.clone(),
             slots.clone(),
             torch.zeros(2, dtype=torch.int32, device=self._device),
+            TokenMask(np.zeros(1, np.int64), np.full((1, -(-self.vocab_size // 32)), 0xFFFF_FFFF, np.uint32)),
         )
 
     def _size_kv_cache(self, start: cuda_memory.DeviceReading, buckets: tuple[int, ...]) -> None:

@@ -22,10 +22,11 @@ from quire.kernels.paged_attention.cuda_plan import (
     make_tiles,
     tile_size,
 )
+from quire.kernels.sample import TokenMask
 from quire.kernels.step_inputs import StepInputs, step_inputs
 from quire.layers.forward_batch import ForwardBatch
 from quire.types.ids import SequenceId, SlotIndex
-from quire.types.plan import StepPlan, StepResult
+from quire.types.plan import NO_TOKEN_LEFT, StepPlan, StepResult
 from quire.worker.batch_state import UNKNOWN_TOKEN, BatchState, StepRows
 from quire.worker.decode_graphs import DecodeGraphs
 from quire.worker.device_sampling import DeviceSampling, PendingLogprobs
@@ -34,10 +35,21 @@ from quire.worker.model_runner import Model
 from quire.worker.moment import Moment
 from quire.worker.prompt_logprobs import PendingPromptLogprobs, PromptSpan, find_prompt_spans, launch_span
 from quire.worker.staging import Download, Staging
+from quire.worker.token_masks import wait_for_mask
 
 _NO_TOKEN = 0
 _NO_BLOCK = -1
-_NOT_FINITE = "its logits hold NaN or infinity, or its parameters exclude every token"
+
+
+@dataclass(slots=True)
+class _WaitingDraw:
+    """A draw that is launched when its mask is known; see `CudaModelRunner._draw`."""
+
+    step: "LaunchedStep"
+    logits: torch.Tensor
+    slots: np.ndarray
+    slots_on_device: torch.Tensor
+    positions: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -52,6 +64,7 @@ class LaunchedStep:
         logprobs: Of those rows that ask for them.
         prompt_logprobs: Of the prompts that ask for them.
         begin, end: When the device begins and ends it.
+        error: Why its draw could not be launched.
     """
 
     plan: StepPlan
@@ -62,6 +75,7 @@ class LaunchedStep:
     drawn: Download | None = None
     logprobs: PendingLogprobs | None = None
     prompt_logprobs: list[PendingPromptLogprobs] = field(default_factory=list)
+    error: Exception | None = None
 
 
 class CudaModelRunner:
@@ -122,13 +136,18 @@ class CudaModelRunner:
             self._logits = torch.empty((max(graph_buckets), vocab_size), dtype=torch.float32, device=device)
             self._graphs = DecodeGraphs(self._run_decode, self._pad_decode, graph_buckets)
         self._failed_steps: dict[SequenceId, int] = {}
+        self._waiting_draw: _WaitingDraw | None = None
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> LaunchedStep:
         """Launches one plan. Modifies the state of the slots that it names and, later, the KV cache.
 
+        A plan with masks ends before its draw, which the next call launches: the masks come from the results of the
+        plan before, and the host must not wait for them while it could take those in.
+
         When it raises, the plan's slots are empty; later plans can run.
         """
+        self._launch_waiting_draw()
         try:
             begin = Moment(self._device)
             if plan.block_copies:
@@ -141,14 +160,21 @@ class CudaModelRunner:
                 self._launch(step)
             elif self.state.table_changes:
                 self._append_to_tables()
-            step.end = Moment(self._device)
+            if self._waiting_draw is None:
+                step.end = Moment(self._device)
         except BaseException:
+            self._waiting_draw = None
             self.state.vacate_all(plan)
             raise
         return step
 
+    @torch.inference_mode()
     def finish(self, step: LaunchedStep) -> StepResult:
         """Waits for the device to end a step; the oldest one first."""
+        if self._waiting_draw is not None and self._waiting_draw.step is step:
+            self._launch_waiting_draw()
+        if step.error is not None:
+            raise step.error
         assert step.end is not None, "the step has not been launched"
         step.end.wait()
         result = StepResult(
@@ -239,7 +265,7 @@ class CudaModelRunner:
         assert self._graphs is not None
         rows = step.rows
         num_rows = len(rows.slots)
-        draws = not self.sampling.needs_eager(rows.slots)
+        draws = step.plan.masks is None and not self.sampling.needs_eager(rows.slots)
         self._graphs.ensure(bucket, draws=draws)
         self._decode_staging.upload([self._pack_decode(rows, bucket)])
         self._graphs.replay(bucket, draws=draws)
@@ -398,13 +424,35 @@ class CudaModelRunner:
         slots_on_device: torch.Tensor,
         positions: torch.Tensor,
     ) -> None:
-        """Draws the next tokens of `slots` [N] from logits [N, V]."""
+        """Draws the next tokens of `slots` [N] from logits [N, V]; later if that takes a mask."""
+        draw = _WaitingDraw(step, logits, slots, slots_on_device, positions)
+        if step.plan.masks is None:
+            self._launch_draw(draw, None)
+        else:
+            self._waiting_draw = draw
+
+    def _launch_waiting_draw(self) -> None:
+        """Waits for the masks of the last step, if it has any, and launches its draw."""
+        draw, self._waiting_draw = self._waiting_draw, None
+        if draw is None:
+            return
+        step = draw.step
+        try:
+            self._launch_draw(draw, wait_for_mask(step.plan, step.rows.plan_indices[step.rows.samples]))
+            step.end = Moment(self._device)
+        except Exception as error:  # noqa: BLE001 - raised by `finish`
+            # It is this step that has failed, and not the one that is being launched.
+            step.error = error
+            self.state.vacate_all(step.plan)
+
+    def _launch_draw(self, draw: _WaitingDraw, mask: TokenMask | None) -> None:
+        slots = draw.slots
         drawn = self._drawn[: len(slots)]
         num_produced = self.state.num_tokens[slots] - self.state.num_prompt_tokens[slots]
-        step.logprobs = self.sampling.draw_eager(
-            logits, slots, num_produced, slots_on_device, positions, drawn, self._last_tokens
+        draw.step.logprobs = self.sampling.draw_eager(
+            draw.logits, slots, num_produced, draw.slots_on_device, draw.positions, drawn, self._last_tokens, mask
         )
-        self._take_drawn(step, slots)
+        self._take_drawn(draw.step, slots)
 
     def _take_drawn(self, step: LaunchedStep, slots: np.ndarray) -> None:
         """Sends the drawn tokens of `slots` to the host, which has not seen them when it plans the next step."""
@@ -435,7 +483,7 @@ class CudaModelRunner:
         """Gives up one sequence; the others go on. A plan that was launched in the meantime may still name it."""
         if self.state.holds(slot, sequence_id):
             self.state.vacate(slot)
-        result.failures.setdefault(sequence_id, _NOT_FINITE)
+        result.failures.setdefault(sequence_id, NO_TOKEN_LEFT)
         self._failed_steps[sequence_id] = plan.step
 
     def _report_earlier_failures(self, step: LaunchedStep, result: StepResult) -> None:

@@ -3,7 +3,9 @@
 Sequences enter and leave on the host; `flush` takes to the device what has changed, in one copy. Then a step draws:
 most by `draw` alone, inside a CUDA graph, and those with a special row by `draw_eager`:
 
-    logits -> edits -> bad words -> penalties -> draw -> counts, last tokens -> log-probabilities of the raw logits
+    logits -> mask -> edits -> bad words -> penalties -> draw -> counts, last tokens
+       |                                                             |
+       '---------- raw logits ----------> log-probabilities <--------'
 """
 
 from dataclasses import dataclass
@@ -11,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from quire.kernels.sample import LogitEdits
+from quire.kernels.sample import LogitEdits, TokenMask
 from quire.kernels.sample import device as sampler
 from quire.kernels.sample.device import (
     DeviceBadWords,
     DeviceEdits,
+    DeviceMask,
     DevicePenalties,
     DeviceSamplingParams,
     DrawWorkspace,
@@ -81,12 +84,14 @@ class _Step:
     """The rows of a step that need more than a draw. All by row of the drawing batch.
 
     Attributes:
+        mask: Tokens that rows may draw.
         edits: Changes that the host knows.
         penalised: (row, slot).
         watched: (row, slot, tokens in the answer) of those with bad words of several tokens.
         scored: (row, alternatives) of those that report log-probabilities, grouped by alternatives.
     """
 
+    mask: TokenMask | None
     edits: LogitEdits | None
     penalised: list[tuple[int, int]]
     watched: list[tuple[int, int, int]]
@@ -94,13 +99,14 @@ class _Step:
 
     @property
     def changes_logits(self) -> bool:
-        return self.edits is not None or bool(self.penalised or self.watched)
+        return self.mask is not None or self.edits is not None or bool(self.penalised or self.watched)
 
 
 @dataclass(slots=True)
 class _Uploaded:
     """A step's arrays on the device; see `_Step`."""
 
+    mask: DeviceMask
     edits: DeviceEdits
     penalties: DevicePenalties
     bad_words: DeviceBadWords
@@ -209,6 +215,7 @@ class DeviceSampling:
         positions: torch.Tensor,
         token_ids_out: torch.Tensor,
         last_tokens: torch.Tensor,
+        mask: TokenMask | None = None,
     ) -> PendingLogprobs | None:
         """Draws with everything that the slots ask for. Modifies `logits` where they change some.
 
@@ -220,16 +227,19 @@ class DeviceSampling:
             positions: [N] int32; index of the drawn token in its sequence.
             token_ids_out: [N] int32; -1 for rows that failed.
             last_tokens: [max_num_seqs + 1] int32; gets the tokens too.
+            mask: Tokens that rows may draw; None where all may draw all.
 
         Returns:
             Log-probabilities of the raw logits, where a slot asks for them.
         """
-        if not self.needs_eager(slots):
+        if mask is None and not self.needs_eager(slots):
             self.draw(logits, slots_on_device, positions, token_ids_out, last_tokens)
             return None
-        step = self._plan_step(slots.tolist(), num_produced.tolist())
+        step = self._plan_step(slots.tolist(), num_produced.tolist(), mask)
         uploaded = self._upload(step)
         raw = self._raw_logits(logits, step, uploaded)
+        if step.mask is not None:
+            sampler.apply_mask(logits, uploaded.mask)
         if step.edits is not None:
             sampler.apply_edits(logits, uploaded.edits)
         if step.watched:
@@ -247,7 +257,8 @@ class DeviceSampling:
     def max_bytes(self) -> int:
         """Bytes of device memory that it may take beyond what it took when it was made."""
         raw_logits = self._max_num_seqs * self._vocab_size * 4
-        return self._counts.max_bytes() + raw_logits + MAX_DEVICE_BYTES
+        masks = self._max_num_seqs * -(-self._vocab_size // 32) * 4
+        return self._counts.max_bytes() + raw_logits + masks + MAX_DEVICE_BYTES
 
     def _update_special(self, slot: int) -> None:
         host = self._host
@@ -266,7 +277,7 @@ class DeviceSampling:
         packed[6:] = host.seed[slots].view(np.int32).reshape(-1, 2).T
         return packed
 
-    def _plan_step(self, slots: list[int], num_produced: list[int]) -> _Step:
+    def _plan_step(self, slots: list[int], num_produced: list[int], mask: TokenMask | None) -> _Step:
         """What the rows of a batch ask for beyond a draw."""
         host = self._host
         scored = [
@@ -275,6 +286,7 @@ class DeviceSampling:
             if slot in host.num_logprobs
         ]
         return _Step(
+            mask=mask,
             edits=host.collect_edits(slots, num_produced, _single_bad_words) if host.edits else None,
             penalised=[(row, slot) for row, slot in enumerate(slots) if slot in self._penalties],
             watched=[(row, slot, num_produced[row]) for row, slot in enumerate(slots) if slot in self._bad_words],
@@ -284,6 +296,7 @@ class DeviceSampling:
     def _upload(self, step: _Step) -> _Uploaded:
         """Sends all arrays of a step in one copy."""
         edits = step.edits if step.edits is not None else LogitEdits()
+        mask = step.mask if step.mask is not None else TokenMask(_NO_IDS, np.empty((0, 0), np.uint32))
         penalties = [self._penalties[slot] for _, slot in step.penalised]
         arrays = [
             np.array([row for row, _ in edits.allowed], np.int32),
@@ -302,9 +315,12 @@ class DeviceSampling:
             self._pack_bad_words(step),
             self._pack_rings(step),
             np.array([row for row, _ in step.scored], np.int32),
+            mask.rows.astype(np.int32),
+            np.ascontiguousarray(mask.words).view(np.int32),
         ]
         tensors = self._step_staging.upload(arrays)
         return _Uploaded(
+            mask=DeviceMask(tensors[16], tensors[17]),
             edits=DeviceEdits(*tensors[:8]),
             penalties=DevicePenalties(*tensors[8:13]),
             bad_words=DeviceBadWords(tensors[13]),

@@ -10,14 +10,14 @@ from quire.kernels.block_copy import copy_blocks
 from quire.kernels.sample import SamplingBatch, draw_tokens, pick_logprobs
 from quire.layers.forward_batch import ForwardBatch
 from quire.types.ids import SequenceId, SlotIndex
-from quire.types.plan import PositionLogprobs, StepPlan, StepResult
+from quire.types.plan import NO_TOKEN_LEFT, PositionLogprobs, StepPlan, StepResult
 from quire.worker.batch_state import BatchState, StepRows
 from quire.worker.forward_inputs import make_forward_batch
 from quire.worker.prompt_logprobs import PromptSpan, clip_num_top, find_prompt_spans, score_span, to_positions
 from quire.worker.sampling_state import SamplingState
+from quire.worker.token_masks import wait_for_mask
 
 _NO_TOKEN = 0
-_NOT_FINITE = "its logits hold NaN or infinity, or its parameters exclude every token"
 
 
 class Model(Protocol):
@@ -115,7 +115,9 @@ class ModelRunner:
         scored = self._scored_rows(slots)
         # Before the sampler edits the logits in place.
         logprobs = torch.log_softmax(logits[scored], dim=-1) if scored else None
-        token_ids, failed = draw_tokens(logits, self._sampling_batch(slots))
+        batch = self._sampling_batch(slots)
+        batch.mask = wait_for_mask(plan, plan_indices)
+        token_ids, failed = draw_tokens(logits, batch)
         self.state.append_tokens(slots, token_ids)
         self.sampling.append(slots, token_ids)
         result.token_ids = _spread(token_ids, plan, plan_indices)
@@ -154,7 +156,7 @@ class ModelRunner:
     def _fail(self, slot: SlotIndex, sequence_id: SequenceId, result: StepResult) -> None:
         """Gives up one sequence; the others go on."""
         self.state.vacate(slot)
-        result.failures[sequence_id] = _NOT_FINITE
+        result.failures[sequence_id] = NO_TOKEN_LEFT
         result.logprobs.pop(sequence_id, None)
         result.prompt_logprobs.pop(sequence_id, None)
 

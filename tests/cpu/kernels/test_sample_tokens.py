@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.kernels.sample import LogitEdits, Penalties, SamplingBatch, draw_tokens, reference
-from quire.kernels.sample.torch_cpu import apply_edits, apply_penalties
+from quire.kernels.sample import LogitEdits, Penalties, SamplingBatch, TokenMask, draw_tokens, reference
+from quire.kernels.sample.torch_cpu import apply_edits, apply_mask, apply_penalties
 
 
 def make_batch(rows):
@@ -251,3 +251,30 @@ def test_a_row_without_a_token_left_fails():
     batch.edits = LogitEdits(allowed=[(1, np.array([2]))], excluded_rows=np.array([1]), excluded_ids=np.array([2]))
     _, failed = draw_tokens(torch.zeros(2, 4), batch)
     assert failed.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 100])
+def test_a_mask_equals_the_reference(vocab_size):
+    rng = np.random.default_rng(vocab_size)
+    logits = torch.randn(5, vocab_size, generator=torch.Generator().manual_seed(vocab_size))
+    words = rng.integers(0, 2**32, (3, -(-vocab_size // 32)), dtype=np.uint32)
+    rows = [4, 0, 2]
+    masks = dict(zip(rows, words.tolist(), strict=True))
+    expected = [reference.edit_logits(values, mask=masks.get(row)) for row, values in enumerate(logits.tolist())]
+    apply_mask(logits, TokenMask(np.array(rows), words))
+    torch.testing.assert_close(logits, torch.tensor(expected))
+
+
+def test_a_mask_comes_before_everything_else():
+    """A bias does not bring back what the mask excludes, and what was allowed besides does not count."""
+    batch = make_batch([{"temperature": 0.0}] * 2)
+    batch.mask = TokenMask(np.array([1]), np.array([[0b1010]], np.uint32))
+    batch.edits = LogitEdits(
+        allowed=[(1, np.array([0, 3]))],
+        bias_rows=np.array([0, 1]),
+        bias_ids=np.array([2, 2]),
+        biases=np.array([50.0, 50.0], np.float32),
+    )
+    token_ids, failed = draw_tokens(torch.tensor([[0.0, 1.0, 2.0, 3.0]]).repeat(2, 1), batch)
+    assert token_ids.tolist() == [2, 3]
+    assert not failed.any()

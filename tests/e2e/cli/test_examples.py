@@ -39,3 +39,10 @@ def test_chat_client(server: str) -> None:
 def test_stream(server: str) -> None:
     lines = run("stream.py", f"{server}/v1").splitlines()
     assert "'completion_tokens': 32" in lines[-1]
+
+
+def test_anthropic_client(server: str) -> None:
+    lines = run("anthropic_client.py", server).splitlines()
+    assert lines[0].endswith("tokens go in")
+    assert any(line.startswith("get_weather({'city': ") for line in lines)
+    assert lines[-1].endswith("tokens]")

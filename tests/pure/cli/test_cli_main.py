@@ -1,14 +1,18 @@
 """Help, dispatch, errors and exit codes; and that nothing heavy is loaded on the way."""
 
+import io
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from quire import __version__
 from quire.entrypoints.cli import main as main_module
 from quire.entrypoints.cli.main import COMMANDS, main
+from quire.entrypoints.http.auth import KeyRing
+from quire.entrypoints.http.keys import KeyFile, show_digest
 from quire.errors import EngineDeadError
 
 HEAVY = ("torch", "fastapi", "uvicorn", "transformers", "httpx", "yaml", "numpy", "tokenizers", "huggingface_hub")
@@ -32,7 +36,8 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     short = show(capsys, *name.split(), "--help")
     long = show(capsys, *name.split(), "--help=all")
     assert short.startswith(f"usage: quire {name}")
-    assert len(short) < len(long)
+    # `keys` has no more to show.
+    assert len(short) < len(long) or name.startswith("keys ")
     assert max(map(len, short.splitlines())) <= 120
 
 
@@ -144,3 +149,24 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     process.stdout.close()
     _, errors = process.communicate()
     assert (process.returncode, errors) == (0, b"")
+
+
+def test_a_new_key_is_let_in_by_its_entry(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["keys", "new", "alice"]) == 0
+    key, entry = capsys.readouterr()
+    (tmp_path / "keys.yaml").write_text(entry)
+    ring = KeyRing(file=KeyFile(tmp_path / "keys.yaml"))
+    account = ring.check(f"Bearer {key.strip()}")
+    assert account is not None
+    assert account.key.name == "alice"
+
+
+def test_a_key_is_hashed_from_standard_input(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("secret\n"))
+    assert main(["keys", "hash"]) == 0
+    assert capsys.readouterr().out.strip() == show_digest("secret")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    assert main(["keys", "hash"]) == 2
+    assert main(["keys", "hash", "secret"]) == 2, "never as an argument"

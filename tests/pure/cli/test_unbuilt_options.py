@@ -1,6 +1,7 @@
 """vLLM's options that are not built: accepted where they ask for the usual, otherwise refused by name."""
 
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,11 +9,14 @@ import pytest
 from quire.config.compatibility import UNBUILT, UNBUILT_ALIASES, UNBUILT_VALUES
 from quire.config.engine import EngineConfig
 from quire.config.option import options_of
+from quire.config.server import ServerConfig
 from quire.entrypoints.cli.bench.serve import COMMAND as BENCH_SERVE
 from quire.entrypoints.cli.command_line import ENGINE_GROUPS
 from quire.entrypoints.cli.main import COMMANDS, load_command
 from quire.entrypoints.cli.serve import COMMAND as SERVE
+from quire.entrypoints.http.answer_formats import choose_formats
 from quire.errors import ConfigError
+from quire.frontend.answer.formats import tool_format
 
 # The commands of the documents that describe vLLM, and which of their options are not built.
 SERVE_COMMANDS = [
@@ -21,7 +25,7 @@ SERVE_COMMANDS = [
         "--served-model-name qwen3-32B --max-num-seqs 5 --enable-chunked-prefill --gpu-memory-utilization 0.85 "
         "--enable-auto-tool-choice --tool-call-parser hermes --load_format bitsandbytes "
         "--quantization bitsandbytes --swap-space 32 --port 8008",
-        ["--enable-auto-tool-choice", "--tool-call-parser hermes", "--quantization bitsandbytes", "--swap-space 32"],
+        ["--quantization bitsandbytes", "--swap-space 32"],
     ),
     ("--model Qwen/Qwen2.5-7B-Instruct --port 8000", []),
     ("--model Qwen/Qwen2.5-7B-Instruct --port 8000 --tensor-parallel-size 2", ["--tensor-parallel-size 2"]),
@@ -50,6 +54,16 @@ def test_the_documents_commands(line: str, refused: list[str]) -> None:
     assert caught.value.hint
 
 
+def test_the_documents_tool_options_are_built() -> None:
+    server = SERVE.parse(["m", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]).make(ServerConfig)
+    assert server.enable_auto_tool_choice
+    assert choose_formats(server, None).tools is tool_format("hermes")
+    with pytest.raises(ConfigError, match="hermes"):
+        choose_formats(replace(server, tool_call_parser="hermse"), None)
+    with pytest.raises(ConfigError, match="how the model writes tool calls"):
+        choose_formats(replace(server, tool_call_parser=None), "no tools in this template")
+
+
 def test_the_documents_benchmark_command() -> None:
     line = "--backend vllm --model meta-llama/Llama-3.1-8B-Instruct --num-prompts 100 --input-len 512 --output-len 128"
     values = BENCH_SERVE.parse(shlex.split(line)).values
@@ -71,7 +85,7 @@ def test_the_documents_benchmark_command() -> None:
         "--async-scheduling",
         "--disable-custom-all-reduce",
         "--no-disable-custom-all-reduce",
-        "--disable-log-requests",
+        "--enable-server-load-tracking",
         "-O0",
         "--distributed-executor-backend mp",
     ],

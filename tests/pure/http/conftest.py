@@ -37,6 +37,7 @@ from quire.testing.clock import VirtualClock
 from quire.testing.fake_executor import FakeExecutor
 from quire.types.deltas import StepOutputs
 from quire.types.ids import RequestId
+from quire.types.plan import PositionLogprobs
 from quire.types.request import GenerationRequest
 
 MAX_MODEL_LEN = 512
@@ -189,9 +190,9 @@ class Harness:
         while not holds():  # noqa: ASYNC110 (what holds is not ours to signal)
             await asyncio.sleep(0)
 
-    def exchange(self, path: str, body: dict[str, Any]) -> "Exchange":
+    def exchange(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> "Exchange":
         """A request that has been sent and whose client can leave."""
-        exchange = Exchange(self.app, path, body)
+        exchange = Exchange(self.app, path, body, headers or {})
         exchange.start()
         return exchange
 
@@ -220,6 +221,7 @@ class Exchange:
     app: FastAPI
     path: str
     body: dict[str, Any]
+    headers: dict[str, str] = field(default_factory=dict)
     sent: list[dict[str, Any]] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
 
@@ -237,7 +239,10 @@ class Exchange:
             "raw_path": self.path.encode(),
             "root_path": "",
             "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
+            "headers": [
+                (b"content-type", b"application/json"),
+                *((name.encode(), value.encode()) for name, value in self.headers.items()),
+            ],
             "client": None,
             "server": None,
         }
@@ -287,6 +292,27 @@ def serve(processor: InputProcessor) -> Any:
         await engine.close()
 
     return start
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Has the fake model write a text, whatever it is asked, and then end."""
+
+    def play(harness: Harness, text: str) -> None:
+        tokenizer = harness.engine.input.tokenizer
+        token_ids = [*tokenizer.encode(text, add_special_tokens=False), *tokenizer.eos_token_ids[:1]]
+
+        def draw(resident: Any, result: Any, banned: Any) -> int:
+            new = resident.description
+            token_id = token_ids[len(resident.token_ids) - new.num_prompt_tokens]
+            resident.token_ids.append(token_id)
+            if new.sampling.logprobs is not None:
+                result.logprobs[new.sequence_id] = PositionLogprobs([token_id], [-1.0], [1])
+            return token_id
+
+        monkeypatch.setattr(harness.port.executor, "_draw", draw)
+
+    return play
 
 
 @pytest.fixture(scope="module")

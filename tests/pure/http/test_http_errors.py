@@ -22,6 +22,10 @@ def _turns(*messages: Any) -> dict[str, Any]:
     return {"messages": list(messages)}
 
 
+def _calls(arguments: str) -> list[dict[str, Any]]:
+    return [{"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}]
+
+
 BAD_CHATS = [
     ({}, "messages"),
     (_turns(), "messages"),
@@ -33,8 +37,13 @@ BAD_CHATS = [
     (_turns({"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}), "messages[0].content[0].type"),
     (_turns({"role": "user", "content": [{"type": ["text"]}]}), "messages[0].content[0].type"),
     (_turns({"role": "user", "content": [{}] * 1025}), "messages[0].content"),
-    (_turns({"role": "tool", "content": "x"}), "messages[0].role"),
-    (_turns({"role": "assistant", "tool_calls": [{}]}), "messages[0].tool_calls"),
+    (_turns({"role": "function", "content": "x"}), "messages[0].role"),
+    (_turns({"role": "tool"}), "messages[0].content"),
+    (_turns({"role": "tool", "content": "x", "tool_call_id": 5}), "messages[0].tool_call_id"),
+    (_turns({"role": "assistant", "tool_calls": [{}]}), "messages[0].tool_calls[0].function.name"),
+    (_turns({"role": "assistant", "tool_calls": _calls("{")}), "messages[0].tool_calls[0].function.arguments"),
+    (_turns({"role": "assistant", "tool_calls": _calls("[" * 9999)}), "messages[0].tool_calls[0].function.arguments"),
+    (_turns({"role": "assistant", "function_call": {"name": "f"}}), "messages[0].function_call"),
     (_chat(temperature=3), "temperature"),
     (_chat(temperature="hot"), "temperature"),
     (_chat(top_p=0), "top_p"),
@@ -54,17 +63,17 @@ BAD_CHATS = [
     (_chat(presence_penalty=2.5), "presence_penalty"),
     (_chat(frequency_penalty=-2.5), "frequency_penalty"),
     (_chat(repetition_penalty=0), "repetition_penalty"),
-    (_chat(stop=""), "stop"),
+    (_chat(stop=""), "stop[0]"),
     (_chat(stop=5), "stop"),
-    (_chat(stop=["a", 5]), "stop"),
+    (_chat(stop=["a", 5]), "stop[1]"),
     (_chat(stop=["a"] * 65), "stop"),
     (_chat(stop_token_ids=[-1]), "stop_token_ids[0]"),
     (_chat(stop_token_ids=[10**6]), "stop_token_ids"),
-    (_chat(logit_bias={"x": 1}), "logit_bias"),
+    (_chat(logit_bias={"x": 1}), "logit_bias.x"),
     (_chat(logit_bias={"1000000": 1}), "logit_bias"),
     (_chat(logit_bias=[1]), "logit_bias"),
     (_chat(allowed_token_ids=[]), "allowed_token_ids"),
-    (_chat(bad_words=[""]), "bad_words"),
+    (_chat(bad_words=[""]), "bad_words[0]"),
     (_chat(top_logprobs=2), "top_logprobs"),
     (_chat(logprobs=True, top_logprobs=21), "top_logprobs"),
     (_chat(logprobs=3), "logprobs"),

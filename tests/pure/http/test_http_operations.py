@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from quire import __version__
-from quire.entrypoints.http.metrics import size_buckets
+from quire.entrypoints.http.metrics_histogram import size_buckets
 from quire.entrypoints.http.stats_log import describe_interval, log_stats
 from quire.types.stats import CacheStats, EngineStats
 
@@ -76,7 +76,7 @@ async def test_metrics_count_what_happened(serve: Any) -> None:
     assert samples["quire:inter_token_latency_seconds_count",] >= 12
     assert samples["quire:request_generation_tokens_sum",] >= 19
     assert samples["quire:iteration_tokens_total_count",] > 0
-    assert 'quire:cache_config_info{block_size="16",engine="0",model_name="fake",num_gpu_blocks="256"} 1.0' in text
+    assert samples["quire:cache_config_info", "16", "True", "256"] == 1
     assert "process_resident_memory_bytes" in text
     assert "python_info" in text
 
@@ -114,7 +114,7 @@ def test_size_buckets() -> None:
 
 BEFORE = EngineStats(10, 1, 0, 0, 100, 50, 0, 0.0, CacheStats(num_blocks=10))
 CACHE = CacheStats(num_blocks=10, num_blocks_in_use=5, num_queried_tokens=200, num_hit_tokens=50)
-NOW = EngineStats(20, 3, 4, 0, 300, 90, 0, 0.0, CACHE)
+NOW = EngineStats(20, 3, 4, 0, 300, 90, 0, 0.0, CACHE, num_cached_prompt_tokens=50)
 
 
 def test_log_line_has_the_numbers() -> None:
@@ -122,7 +122,8 @@ def test_log_line_has_the_numbers() -> None:
     assert line == (
         "prompt 75.0 tok/s, generation 20.0 tok/s, running 3, waiting 4, KV cache 50.0%, prefix cache hit rate 25.0%"
     )
-    assert describe_interval(BEFORE, replace(NOW, num_preemptions=2), 2.0).endswith(", preempted 2")
+    assert describe_interval(BEFORE, replace(NOW, num_preemptions=2), 2.0) == f"{line}, preempted 2"
+    assert describe_interval(BEFORE, replace(NOW, num_deferred=1), 2.0) == f"{line}, deferred 1"
 
 
 async def test_log_is_loud_only_while_there_is_work(caplog: pytest.LogCaptureFixture) -> None:

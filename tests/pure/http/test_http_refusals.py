@@ -10,39 +10,46 @@ pytestmark = pytest.mark.anyio
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 REFUSED = [
-    ("tools", [TOOL]),
-    ("tool_choice", "auto"),
-    ("tool_choice", {"type": "function"}),
     ("functions", [{"name": "f"}]),
-    ("response_format", {"type": "json_object"}),
-    ("response_format", {"type": "json_schema", "json_schema": {}}),
-    ("structured_outputs", {"regex": "a"}),
+    ("function_call", "auto"),
     ("guided_json", {}),
     ("guided_choice", ["a"]),
+    ("guided_decoding_backend", "outlines"),
+    ("json_schema", {}),
+    ("max_new_tokens", 5),
+    ("stop_sequences", ["a"]),
     ("use_beam_search", True),
     ("logits_processors", ["f"]),
     ("modalities", ["audio"]),
     ("audio", {"voice": "x"}),
-    ("store", True),
-    ("reasoning_effort", "high"),
     ("chat_template", "{{ messages }}"),
-    ("documents", [{"text": "x"}]),
-    ("truncate_prompt_tokens", 5),
-    ("echo", True),
     ("verbosity", "low"),
     ("prompt_embeds", "AAAA"),
     ("kv_transfer_params", {"a": 1}),
-    ("add_special_tokens", True),
+    ("logprob_token_ids", [1]),
+    ("prompt", "x"),
+    ("thinking_token_budget", 5),
+]
+
+MISSPELT = [
+    ("respose_format", "response_format"),
+    ("responseFormat", "response_format"),
+    ("response-format", "response_format"),
+    ("structured_output", "structured_outputs"),
+    ("tool", "tools"),
+    ("toolChoice", "tool_choice"),
+    ("max_token", "max_tokens"),
+    ("temprature", "temperature"),
 ]
 
 HARMLESS = {
-    "tools": [],
     "tool_choice": "none",
     "response_format": {"type": "text"},
     "structured_outputs": None,
+    "guided_json": None,
     "use_beam_search": False,
     "modalities": ["text"],
-    "store": False,
+    "store": True,
     "echo": False,
     "user": "u",
     "metadata": {"a": "b"},
@@ -52,6 +59,10 @@ HARMLESS = {
     "parallel_tool_calls": True,
     "prediction": {"type": "content", "content": "x"},
     "a_field_of_tomorrow": {"x": [1]},
+    "reasoning_effort": "high",
+    "thinking_token_budget": -1,
+    "include_reasoning": True,
+    "documents": [{"text": "x"}],
 }
 
 
@@ -61,6 +72,17 @@ async def test_refused(quiet: Any, field: str, value: Any) -> None:
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, field)
     assert "hint:" in error["message"]
+
+
+@pytest.mark.parametrize(("field", "meant"), MISSPELT)
+async def test_misspelt(quiet: Any, field: str, meant: str) -> None:
+    error = (await quiet.chat(**{field: "x"})).json()["error"]
+    assert (error["code"], error["param"]) == (400, field)
+    assert f"did you mean {meant}?" in error["message"]
+
+
+async def test_too_many_unknown_fields(quiet: Any) -> None:
+    assert (await quiet.chat(**{f"field_{index}": 1 for index in range(300)})).status_code == 400
 
 
 async def test_harmless(serve: Any) -> None:

@@ -36,6 +36,7 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
         min_tokens=0,
         prompt_logprobs=draw(st.sampled_from([None, None, None, 0])),
         cache_salt=draw(st.sampled_from(["", "", "salt"])),
+        tenant=draw(st.sampled_from(["", "a", "b"])),
         output_kind=draw(st.sampled_from([RequestOutputKind.DELTA, RequestOutputKind.FINAL_ONLY])),
     )
     produced = draw(st.sampled_from([0, 0, 0, 1, 5]))
@@ -201,6 +202,7 @@ def test_random_engines_give_the_tokens_of_the_rule(make_bench, case):
             seed=number,
             n=rng.choice([1, 1, 3]),
             priority=number % 3,
+            tenant=rng.choice("abc"),
             output_kind=rng.choice([RequestOutputKind.CUMULATIVE, RequestOutputKind.FINAL_ONLY]),
         )
         trace.append(request)

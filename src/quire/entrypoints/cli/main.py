@@ -20,9 +20,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "bench serve": ("bench.serve", "Measure a running server: latencies, throughput, goodput."),
     "bench throughput": ("bench.throughput", "Measure the engine on a batch of prompts."),
     "bench latency": ("bench.latency", "Measure one batch after another."),
+    "keys new": ("keys_new", "Make an API key, and its entry for the file of --api-keys."),
+    "keys hash": ("keys_hash", "Show the digest of an API key that exists, for the file of --api-keys."),
     "info": ("info", "Show the machine, and what a model needs of it."),
 }
 """Commands by name: the module in this package that has its `COMMAND` and `run`, and a summary."""
+
+_FAMILIES = frozenset(name.split()[0] for name in COMMANDS if " " in name)
 
 INTERRUPTED = 130
 
@@ -59,8 +63,8 @@ def _run(words: list[str]) -> int:
     if words[0] in ("-v", "--version"):
         print(f"quire {quire.__version__}")
         return 0
-    if words[0] == "bench" and (len(words) == 1 or words[1].startswith("-")):
-        print(_overview("bench "))
+    if words[0] in _FAMILIES and (len(words) == 1 or words[1].startswith("-")):
+        print(_overview(f"{words[0]} "))
         return 0
     name, rest = _find_command(words)
     module = load_command(name)
@@ -77,7 +81,7 @@ def _find_command(words: list[str]) -> tuple[str, list[str]]:
         name = " ".join(words[:length])
         if name in COMMANDS:
             return name, words[length:]
-    name = " ".join(words[: 2 if words[0] == "bench" else 1])
+    name = " ".join(words[: 2 if words[0] in _FAMILIES else 1])
     if name in UNBUILT_COMMANDS:
         raise ConfigError(f"not built in this version of quire: quire {name}", hint=UNBUILT_COMMANDS[name])
     raise ConfigError(f"unknown command {name!r}", hint=f"the commands are {', '.join(COMMANDS)}")

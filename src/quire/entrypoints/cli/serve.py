@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from quire.config.engine import EngineConfig
 from quire.config.server import ServerConfig
@@ -34,10 +35,15 @@ def run(arguments: Arguments) -> int:
         QuireError: The address cannot be bound, or the model cannot be loaded.
     """
     server = with_environment_key(arguments.make(ServerConfig), os.environ)
+    if server.api_keys is not None:
+        # Loading a model takes long; a broken file of keys shows at once.
+        from quire.entrypoints.http.keys import read_keys
+
+        read_keys(Path(server.api_keys))
     config = arguments.make_engine_config()
     if "use_tqdm_on_load" not in arguments.values and not sys.stderr.isatty():
         config = replace(config, model=replace(config.model, use_tqdm_on_load=False))
-    configure_logging(server.log_level)
+    configure_logging(server.log_level, server.log_format)
     import uvloop
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -46,9 +52,9 @@ def run(arguments: Arguments) -> int:
 
 
 def with_environment_key(server: ServerConfig, environment: Mapping[str, str]) -> ServerConfig:
-    """`server`, with the key of the environment accepted as well."""
-    key = environment.get(API_KEY_VARIABLE)
-    return replace(server, api_key=(*server.api_key, key)) if key else server
+    """`server`, with the keys of the environment accepted as well; there are commas between them."""
+    keys = [key.strip() for key in environment.get(API_KEY_VARIABLE, "").split(",")]
+    return replace(server, api_key=(*server.api_key, *filter(None, keys)))
 
 
 def model_names(config: EngineConfig, server: ServerConfig) -> list[str]:
@@ -64,7 +70,9 @@ async def _serve(config: EngineConfig, server: ServerConfig) -> None:
     from quire.worker.start_report import StartReport, process_age_seconds
 
     report = StartReport(age_seconds=process_age_seconds())
-    starting = asyncio.create_task(launch.start_async_engine(config, log_level=server.log_level, report=report))
+    starting = asyncio.create_task(
+        launch.start_async_engine(config, log_level=server.log_level, log_format=server.log_format, report=report)
+    )
 
     def announce(greeting: str) -> None:
         report.end_phase("web_server")
@@ -73,9 +81,13 @@ async def _serve(config: EngineConfig, server: ServerConfig) -> None:
 
     try:
         await asyncio.to_thread(_load_web_framework)
+        from quire.entrypoints.http.answer_formats import check_format_names
         from quire.entrypoints.http.app import create_app
         from quire.entrypoints.http.server import bind, serve_app
+        from quire.entrypoints.http.tracing import start_tracing
 
+        check_format_names(server)
+        tracing = start_tracing(server.otlp_traces_endpoint) if server.otlp_traces_endpoint else None
         listener = bind(server)
     except BaseException:
         starting.cancel()
@@ -89,10 +101,13 @@ async def _serve(config: EngineConfig, server: ServerConfig) -> None:
                 server,
                 model_names=model_names(config, server),
                 with_profiles=config.device.torch_profiler_dir is not None,
+                request_observers=[tracing] if tracing else [],
             )
             await serve_app(app, listener, server, announce=announce)
         finally:
             await engine.close()
+            if tracing:
+                await asyncio.to_thread(tracing.close)
 
 
 def _load_web_framework() -> None:

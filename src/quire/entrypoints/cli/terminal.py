@@ -4,21 +4,18 @@ import logging
 import sys
 import traceback
 
+from quire.entrypoints.log_format import log_formatter
 from quire.errors import CallerError, QuireError
 
 EXIT_OUR_FAULT = 1
 EXIT_CALLER = 2
 
 
-def configure_logging(level: str) -> None:
-    """Sends log lines to standard error from `level` upwards."""
-    logging.basicConfig(
-        level=level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-        force=True,
-    )
+def configure_logging(level: str, kind: str = "text") -> None:
+    """Sends log lines to standard error from `level` upwards, as "text" or "json"."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(log_formatter(kind, "%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     for chatty in ("httpx", "httpcore", "asyncio", "filelock"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLogger().level))
 

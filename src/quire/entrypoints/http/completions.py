@@ -1,24 +1,29 @@
 """POST /v1/completions."""
 
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from quire.entrypoints.http.generation import Answers, Call
-from quire.entrypoints.http.logprobs import CompletionLogprobsBuilder, TokenNames, prompt_logprobs
-from quire.entrypoints.http.prompts import split_prompts
-from quire.entrypoints.http.protocol import CompletionBody
-from quire.entrypoints.http.responses import (
+from quire.entrypoints.http.answer_bodies import (
     SYSTEM_FINGERPRINT,
     CompletionAnswer,
     CompletionChoice,
+    CompletionChunk,
     CompletionLogprobs,
     UsageCount,
 )
-from quire.entrypoints.http.streaming import EventStream, FrameEncoder
+from quire.entrypoints.http.generation import Answers, Call, renamed_fields
+from quire.entrypoints.http.logprobs import CompletionLogprobsBuilder, TokenNames, prompt_logprobs
+from quire.entrypoints.http.openapi import describe
+from quire.entrypoints.http.output_fields import read_structure
+from quire.entrypoints.http.prompts import encode_text, split_prompts, truncate_prompt
+from quire.entrypoints.http.protocol import CompletionBody
+from quire.entrypoints.http.streaming import FrameEncoder, respond
+from quire.frontend.input_processor import Prompt
 from quire.frontend.tokenizer import Tokenizer
 from quire.types.deltas import FinishReason
 from quire.types.outputs import CompletionOutput, RequestOutput
@@ -27,36 +32,55 @@ from quire.types.sampling import SamplingParams
 router = APIRouter()
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", openapi_extra=describe(CompletionBody, CompletionAnswer, event=CompletionChunk))
 async def create_completion(request: Request) -> Response:
     """Continues prompts, as one body or as a stream of events."""
     call = await Call.read(request, CompletionBody, "cmpl-")
     params = call.sampling_params(call.state.engine.input.default_sampling_params())
-    run = call.state.activity.run
-    if not call.body.stream:
-        body = await run(request.receive, _answer(call, params))
-        return Response(body, media_type="application/json")
-    answers = await run(request.receive, _open(call, params))
-    frames = _frames(call, answers, params.n)
-    return EventStream(frames, answers, call.state.activity, request.state.request_id)
+    with renamed_fields(call.body.field_names()):
+        structured = read_structure(call.body.response_format, call.body.structured_outputs)
+    if structured is not None:
+        params = params.with_changes(structured_outputs=structured)
+    return await respond(
+        call,
+        lambda: _open(call, params),
+        lambda answers: _whole(call, answers, params.n),
+        lambda answers: _frames(call, answers, params.n),
+    )
 
 
 async def _open(call: Call[CompletionBody], params: SamplingParams) -> Answers:
-    prompts = split_prompts(call.body.prompt)
-    return await call.open(prompts, params, add_special_tokens=call.body.add_special_tokens is not False)
+    body = call.body
+    adds_special = body.add_special_tokens is not False
+    prompts: Sequence[Prompt] = split_prompts(body.prompt)
+    if body.truncate_prompt_tokens is not None:
+        prompts = [await _truncated(call, prompt, params, adds_special) for prompt in prompts]
+    return await call.open(prompts, params, add_special_tokens=adds_special)
 
 
-async def _answer(call: Call[CompletionBody], params: SamplingParams) -> bytes:
+async def _truncated(call: Call[CompletionBody], prompt: Any, params: SamplingParams, adds_special: bool) -> list[int]:
+    body, engine = call.body, call.state.engine
+    token_ids = prompt
+    if isinstance(prompt, str):
+        token_ids = await encode_text(engine.input.tokenizer, prompt, add_special_tokens=adds_special)
+    return truncate_prompt(
+        token_ids,
+        body.truncate_prompt_tokens,
+        body.truncation_side or "left",
+        max_model_len=engine.info.max_model_len,
+        max_tokens=params.max_tokens,
+    )
+
+
+async def _whole(call: Call[CompletionBody], answers: Answers, n: int) -> bytes:
     """The whole answer: the final state of what would have been streamed."""
-    with contextlib.closing(await _open(call, params)) as answers:
-        outputs = await answers.finals()
     tokenizer = call.state.engine.input.tokenizer
     usage = UsageCount()
     choices = []
-    for prompt_index, output in enumerate(outputs):
+    for prompt_index, output in enumerate(await answers.finals()):
         usage.add(prompt_index, output)
         for completion in output.outputs:
-            completion.index += prompt_index * params.n
+            completion.index += prompt_index * n
             choices.append(_choice(call.body, output, completion, tokenizer))
     answer = CompletionAnswer(
         id=call.answer_id,
@@ -82,6 +106,7 @@ def _choice(
         prompt_logprobs=prompt_logprobs(output.prompt_logprobs) if body.prompt_logprobs is not None else None,
         prompt_token_ids=output.prompt_token_ids if body.return_token_ids else None,
         token_ids=completion.token_ids if body.return_token_ids else None,
+        prompt_text=_prompt_text(body, output, tokenizer) if body.return_prompt_text else None,
     )
     if body.prompt_only:
         choice.text, choice.finish_reason, choice.stop_reason = "", FinishReason.LENGTH, None
@@ -131,20 +156,21 @@ async def _frames(call: Call[CompletionBody], answers: Answers, n: int) -> Async
     encoder = FrameEncoder(shared, include_usage=body.include_usage)
     usage = UsageCount()
     builders: dict[int, CompletionLogprobsBuilder] = {}
-    async for prompt_index, output in answers.news():
-        usage.add(prompt_index, output)
-        current = usage.usage(without_completion=body.prompt_only) if body.continuous_usage else None
-        frames = []
-        for completion in output.outputs:
-            completion.index += prompt_index * n
-            if completion.index not in builders:
-                builders[completion.index] = _builder(body)
-                if first := _first_piece(call, output, completion.index):
-                    frames.append(encoder.frame(first, current))
-            if not body.prompt_only and (piece := _piece(body, completion, builders[completion.index])):
-                frames.append(encoder.frame(piece, current))
-        if frames:
-            yield b"".join(frames)
+    async with contextlib.aclosing(answers.news()) as outputs:
+        async for prompt_index, output in outputs:
+            usage.add(prompt_index, output)
+            current = usage.usage(without_completion=body.prompt_only) if body.continuous_usage else None
+            frames = []
+            for completion in output.outputs:
+                completion.index += prompt_index * n
+                if completion.index not in builders:
+                    builders[completion.index] = _builder(body)
+                    if first := _first_piece(call, output, completion.index):
+                        frames.append(encoder.frame(first, current))
+                if not body.prompt_only and (piece := _piece(body, completion, builders[completion.index])):
+                    frames.append(encoder.frame(piece, current))
+            if frames:
+                yield b"".join(frames)
     if body.include_usage:
         yield encoder.frame(None, usage.usage(without_completion=body.prompt_only))
 
@@ -152,7 +178,7 @@ async def _frames(call: Call[CompletionBody], answers: Answers, n: int) -> Async
 def _first_piece(call: Call[CompletionBody], output: RequestOutput, index: int) -> CompletionChoice | None:
     """What comes before the answer: the prompt, as text or as tokens, if it is wanted."""
     body = call.body
-    if not (body.echo or body.return_token_ids):
+    if not (body.echo or body.return_token_ids or body.return_prompt_text):
         return None
     tokenizer = call.state.engine.input.tokenizer
     return CompletionChoice(
@@ -162,6 +188,7 @@ def _first_piece(call: Call[CompletionBody], output: RequestOutput, index: int) 
         finish_reason=FinishReason.LENGTH if body.prompt_only else None,
         stop_reason=None,
         prompt_token_ids=output.prompt_token_ids if body.return_token_ids else None,
+        prompt_text=_prompt_text(body, output, tokenizer) if body.return_prompt_text else None,
     )
 
 

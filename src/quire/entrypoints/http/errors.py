@@ -12,7 +12,15 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from quire.errors import AuthenticationError, EngineError, InvalidRequestError, OverloadedError, QuireError
+from quire.entrypoints.http.served_request import served_request_of
+from quire.errors import (
+    AuthenticationError,
+    DeadlineError,
+    EngineError,
+    InvalidRequestError,
+    OverloadedError,
+    QuireError,
+)
 
 logger = logging.getLogger("quire.http")
 
@@ -25,6 +33,7 @@ _TYPES = {
     403: "PermissionDeniedError",
     404: "NotFoundError",
     405: "MethodNotAllowedError",
+    408: "TimeoutError",
     413: "RequestTooLargeError",
     429: "RateLimitError",
     500: "InternalServerError",
@@ -100,6 +109,9 @@ def error_response(error: QuireError, request_id: str) -> Response:
         headers["Connection"] = "close"
     if isinstance(error, AuthenticationError):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, DeadlineError):
+        # OpenAI's and Anthropic's clients would try again, with the same deadline.
+        headers["X-Should-Retry"] = "false"
     return Response(describe(error, request_id), error.http_status, headers, media_type="application/json")
 
 
@@ -126,6 +138,8 @@ def _problem_text(problem: Any) -> str:
 def _path(location: tuple[int | str, ...]) -> str:
     path = ""
     for part in location:
+        if part == "[key]":  # what pydantic says behind a key that is at fault itself
+            continue
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
 
@@ -139,6 +153,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def on_quire_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, QuireError)
+        served_request_of(request).error = error
         return error_response(error, request.state.request_id)
 
     async def on_http_error(request: Request, error: Exception) -> Response:

@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -13,15 +13,18 @@ from fastapi import Request
 
 from quire.entrypoints.http.body import read_body
 from quire.entrypoints.http.prompts import check_number_of_answers
-from quire.entrypoints.http.protocol import GenerationBody
+from quire.entrypoints.http.quota import Account
+from quire.entrypoints.http.request_body import TIMEOUT_HEADER, RequestBody, read_timeout
+from quire.entrypoints.http.served_request import served_request_of
 from quire.entrypoints.http.state import ServerState, state_of
 from quire.errors import InvalidRequestError, ParameterError
+from quire.frontend.admission import Terms
 from quire.frontend.input_processor import Prompt
 from quire.frontend.stream import OutputStream
-from quire.types.outputs import RequestOutput
+from quire.types.outputs import CompletionOutput, RequestOutput
 from quire.types.sampling import RequestOutputKind, SamplingParams
 
-BodyT = TypeVar("BodyT", bound=GenerationBody)
+BodyT = TypeVar("BodyT", bound=RequestBody)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,7 @@ class Call(Generic[BodyT]):
         state = state_of(request)
         state.activity.admit()
         body = await read_body(request, body_type, state.config.max_body_bytes)
-        model_name = state.check_model(body.model)
+        model_name = state.check_model(body.model, request)
         body.check()
         tail = request.state.request_id
         if body.request_id is not None and not request.state.has_own_request_id:
@@ -69,7 +72,7 @@ class Call(Generic[BodyT]):
             ParameterError: A wish that cannot be granted, under the name it has in the request.
         """
         kind = RequestOutputKind.DELTA if self.body.stream else RequestOutputKind.FINAL_ONLY
-        with _field_names(self.body.field_names()):
+        with renamed_fields(self.body.field_names()):
             params = self.body.sampling_params(defaults.with_changes(output_kind=kind))
             limit = self.state.engine.info.max_model_len
             if params.max_tokens is not None and params.max_tokens > limit:
@@ -77,38 +80,61 @@ class Call(Generic[BodyT]):
         return params
 
     async def open(
-        self, prompts: Sequence[Prompt], params: SamplingParams, *, add_special_tokens: bool = True
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        add_special_tokens: bool = True,
+        shown_special_tokens: Set[str] = frozenset(),
     ) -> "Answers":
         """Hands the prompts to the engine. The caller must close what it gets.
 
         Raises:
             InvalidRequestError: A prompt or parameter that the model cannot serve.
-            OverloadedError: Too many requests.
+            OverloadedError: Too many requests, of all or of this key.
+            DeadlineError: The request's time is over.
             EngineDeadError: The engine has ended.
         """
         check_number_of_answers(len(prompts), params.num_samples)
         unique = f"{self.answer_id}-{secrets.token_hex(4)}"
         streams: list[OutputStream] = []
+        terms, account = self._terms(), self.request.state.account
+        served = served_request_of(self.request)
+        served.model, served.answer_id = self.model_name, self.answer_id
         try:
             for index, prompt in enumerate(prompts):
                 names = self.body.field_names()
                 if len(prompts) > 1:
                     names = {**names, "prompt": f"prompt[{index}]"}
-                with _field_names(names):
+                with renamed_fields(names):
                     stream = await self.state.engine.submit(
                         prompt,
                         params,
                         f"{unique}-{index}",
-                        priority=self.body.priority or 0,
+                        priority=account.priority(self.body.priority) if account else self.body.priority or 0,
+                        terms=terms,
                         cache_salt=self._cache_salt(),
                         add_special_tokens=add_special_tokens,
+                        shown_special_tokens=shown_special_tokens,
                         arrival_time=self.arrival_time,
                     )
                 streams.append(stream)
+                served.generations.append(stream.state)
         except BaseException:
             Answers(streams).close()
             raise
-        return Answers(streams)
+        return Answers(streams, max(self.state.config.stream_interval, self.body.stream_interval or 1))
+
+    def _terms(self) -> Terms:
+        """Whose request it is, and how long it may take: as the body says or the header, whichever is shorter."""
+        seconds = [self.body.timeout, read_timeout(self.request.headers.get(TIMEOUT_HEADER))]
+        given = [value for value in seconds if value is not None]
+        deadline = self.arrival_time + min(given) if given else None
+        account: Account | None = self.request.state.account
+        if account is None:
+            return Terms(deadline=deadline)
+        key = account.key
+        return Terms(tenant=key.name, weight=key.weight, deadline=deadline, reserve=account.reserve)
 
     def _cache_salt(self) -> str | None:
         """Holders of different keys never share prefixes; within a key, requests with different salts do not."""
@@ -119,10 +145,15 @@ class Call(Generic[BodyT]):
 
 
 class Answers:
-    """The streams that answer one request, one per prompt."""
+    """The streams that answer one request, one per prompt.
 
-    def __init__(self, streams: Sequence[OutputStream]) -> None:
+    Args:
+        interval: Tokens of an answer that `news` waits for, but for its first and its last ones.
+    """
+
+    def __init__(self, streams: Sequence[OutputStream], interval: int = 1) -> None:
         self._streams = streams
+        self._interval = interval
 
     def close(self) -> None:
         """Ends in the engine what has not ended. May be called again."""
@@ -138,15 +169,51 @@ class Answers:
             finals.append(final)
         return finals
 
-    async def news(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-        """Outputs of all prompts as they come, each with the number of its prompt."""
-        if len(self._streams) == 1:
-            async for output in self._streams[0]:
-                yield 0, output
-            return
-        async with contextlib.aclosing(_merge(self._streams)) as merged:
-            async for item in merged:
-                yield item
+    def news(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """Outputs of all prompts as they come, each with the number of its prompt. Close it when leaving early."""
+        outputs = _merge(self._streams) if len(self._streams) > 1 else _numbered(self._streams[0])
+        return outputs if self._interval == 1 else _paced(outputs, self._interval)
+
+
+async def _numbered(stream: OutputStream) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    async for output in stream:
+        yield 0, output
+
+
+async def _paced(
+    outputs: AsyncGenerator[tuple[int, RequestOutput], None], interval: int
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    """Holds back the pieces of an answer until they have `interval` tokens together."""
+    held: dict[tuple[int, int], CompletionOutput | None] = {}
+    async with contextlib.aclosing(outputs):
+        async for prompt_index, output in outputs:
+            output.outputs = [
+                ready
+                for completion in output.outputs
+                if (ready := _held_back(held, (prompt_index, completion.index), completion, interval)) is not None
+            ]
+            if output.outputs:
+                yield prompt_index, output
+
+
+def _held_back(
+    held: dict[tuple[int, int], CompletionOutput | None], key: tuple[int, int], new: CompletionOutput, interval: int
+) -> CompletionOutput | None:
+    """What is held of an answer with what is new, if it is enough to show; otherwise None. Modifies `held`."""
+    earlier = held.get(key)
+    piece = new if earlier is None else _joined(earlier, new)
+    waits = key in held and not piece.finished and len(piece.token_ids) < interval
+    held[key] = piece if waits else None
+    return None if waits else piece
+
+
+def _joined(earlier: CompletionOutput, later: CompletionOutput) -> CompletionOutput:
+    """Two pieces of an answer as one. Modifies `later`."""
+    later.text = earlier.text + later.text
+    later.token_ids = earlier.token_ids + later.token_ids
+    if earlier.logprobs is not None and later.logprobs is not None:
+        later.logprobs = earlier.logprobs + later.logprobs
+    return later
 
 
 async def _merge(streams: Sequence[OutputStream]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
@@ -180,7 +247,7 @@ async def _merge(streams: Sequence[OutputStream]) -> AsyncGenerator[tuple[int, R
 
 
 @contextlib.contextmanager
-def _field_names(names: Mapping[str, str]) -> Iterator[None]:
+def renamed_fields(names: Mapping[str, str]) -> Iterator[None]:
     """Puts the request's own names of fields into errors that know them by other names."""
     try:
         yield

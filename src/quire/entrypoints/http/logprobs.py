@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from quire.entrypoints.http.responses import (
+from quire.entrypoints.http.answer_bodies import (
     ChatLogprobs,
     CompletionLogprobs,
     PromptLogprob,

@@ -19,3 +19,6 @@ async def start_profile(request: Request) -> Response:
 async def stop_profile(request: Request) -> Response:
     """Ends the recording; the answer is the trace's path on the server. No token is produced while it is written."""
     return JSONResponse({"path": await state_of(request).engine.stop_profile()})
+
+
+ENDPOINTS = frozenset({start_profile, stop_profile})

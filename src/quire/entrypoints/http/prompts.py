@@ -1,8 +1,11 @@
 """The prompt of a completion: text, token ids, or a list of either."""
 
+import asyncio
 from typing import Any
 
 from quire.errors import InvalidRequestError, ParameterError
+from quire.frontend.async_engine import LONG_PROMPT_CHARACTERS
+from quire.frontend.tokenizer import Tokenizer
 
 MAX_PROMPTS = 1024
 MAX_ANSWERS = 4096
@@ -57,3 +60,39 @@ def check_number_of_answers(num_prompts: int, num_samples: int) -> None:
             hint="send several requests",
             param="n",
         )
+
+
+def truncate_prompt(
+    token_ids: list[int], num_kept: int | None, side: str, *, max_model_len: int, max_tokens: int | None
+) -> list[int]:
+    """The tokens of a prompt that a request wants to keep.
+
+    Args:
+        token_ids: All of them.
+        num_kept: How many to keep at most; -1 for as many as leave room for the answer, None for all.
+        side: "left" or "right": where tokens are cut off.
+        max_model_len: Prompt and answer together, in tokens.
+        max_tokens: Tokens of the answer; None leaves room for one.
+
+    Raises:
+        ParameterError: `num_kept` is 0, or leaves no room for an answer.
+    """
+    if num_kept is None:
+        return token_ids
+    longest = max_model_len - 1
+    if num_kept == 0 or num_kept > longest:
+        raise ParameterError("truncate_prompt_tokens", f"-1 or between 1 and {longest}", num_kept)
+    room = max(1, max_model_len - (max_tokens or 1))
+    limit = room if num_kept == -1 else num_kept
+    return token_ids[-limit:] if side == "left" else token_ids[:limit]
+
+
+async def encode_text(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """The tokens of a prompt; long ones are tokenised in a thread, so that they do not delay the streams of others.
+
+    Raises:
+        InvalidRequestError: A text that is not valid Unicode.
+    """
+    if len(text) <= LONG_PROMPT_CHARACTERS:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)

@@ -1,31 +1,78 @@
-"""The bodies of requests. Every number and list has a bound; what the model can do is checked further down.
+"""The bodies of chat and completion. What the model can do is checked further down."""
 
-Fields that are not declared here pass unread (clients send bookkeeping such as `user` or `metadata`), except for
-those in `refusals.py`. A field that is null counts as left out.
-"""
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from quire.entrypoints.http import refusals
+from quire.entrypoints.http.output_fields import ResponseFormat, StructuredOutputs, structure_names
+from quire.entrypoints.http.prompts import MAX_PROMPTS
+from quire.entrypoints.http.request_body import LARGEST_INT, WHOLE, Count, CountOrAll, RequestBody, TokenId
+from quire.entrypoints.http.tool_fields import ToolChoiceValue, Tools
 from quire.errors import InvalidRequestError, ParameterError
 from quire.types.sampling import (
+    MAX_BAD_WORDS,
     MAX_LOGIT_BIAS,
+    MAX_REPETITION_PENALTY,
     MAX_SAMPLES,
     MAX_SEED,
+    MAX_STOP_STRING_LENGTH,
+    MAX_STOP_STRINGS,
     MAX_STOP_TOKEN_IDS,
     SMALLEST_TEMPERATURE,
     SamplingParams,
 )
 
 MAX_MESSAGES = 4096
+MAX_PARTS = 1024
 MAX_TEMPLATE_VARIABLES = 64
-LARGEST_INT = 2**31 - 1
+MAX_DOCUMENTS = 1024
+MAX_TEMPLATE_CHARACTERS = 131_072
 
-Count = Annotated[int, Field(ge=0, le=LARGEST_INT)]
-CountOrAll = Annotated[int, Field(ge=-1, le=LARGEST_INT)]
-TokenIds = Annotated[list[Count], Field(max_length=2**18)]
+TokenIds = Annotated[list[TokenId], Field(max_length=2**18)]
+PositiveCount = Annotated[int, Field(ge=1, le=LARGEST_INT), WHOLE]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Field(ge=1 / MAX_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)]
+
+_TOKEN_ID_PATTERN = r"^[0-9]{1,10}$"
+_STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_LENGTH}
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=_TOKEN_ID_PATTERN)], float],
+    Field(max_length=MAX_LOGIT_BIAS),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "patternProperties": {_TOKEN_ID_PATTERN: {"type": "number"}},
+            "additionalProperties": False,
+            "maxProperties": MAX_LOGIT_BIAS,
+        }
+    ),
+]
+StopStrings = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_LENGTH)]],
+    Field(max_length=MAX_STOP_STRINGS),
+    BeforeValidator(lambda stop: [stop] if isinstance(stop, str) else stop),
+    WithJsonSchema({"anyOf": [_STOP_STRING, {"type": "array", "items": _STOP_STRING, "maxItems": MAX_STOP_STRINGS}]}),
+]
+"""One string or several."""
+
+_TOKEN_LIST = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": LARGEST_INT}, "minItems": 1}
+_PROMPT_LIST = {"type": "array", "minItems": 1, "maxItems": MAX_PROMPTS}
+PromptValue = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                _TOKEN_LIST,
+                {**_PROMPT_LIST, "items": {"type": "string"}},
+                {**_PROMPT_LIST, "items": _TOKEN_LIST},
+            ]
+        }
+    ),
+]
+"""A text, token ids, or a list of either."""
 
 _SAME_NAME = (
     "n",
@@ -56,46 +103,76 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
+    include_usage: bool | None = Field(None, description="End the stream with the usage.")
+    continuous_usage_stats: bool | None = Field(None, description="Put the usage so far into every event.")
 
 
-class GenerationBody(BaseModel):
+class GenerationBody(RequestBody):
     """What chat and completion have in common."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
-
-    model: Annotated[str, Field(max_length=1024)] | None = None
-    max_tokens: Count | None = None
-    max_completion_tokens: Count | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
-    best_of: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: CountOrAll | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: Annotated[float, Field(le=1e6)] | None = None
-    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED)] | None = None
-    stop: Any = None
-    stop_token_ids: Annotated[list[Count], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = None
-    bad_words: list[str] | None = None
-    include_stop_str_in_output: bool | None = None
-    ignore_eos: bool | None = None
-    min_tokens: Count | None = None
-    prompt_logprobs: CountOrAll | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_LOGIT_BIAS)] | None = None
-    allowed_token_ids: TokenIds | None = None
-    skip_special_tokens: bool | None = None
-    spaces_between_special_tokens: bool | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    priority: Annotated[int, Field(ge=-LARGEST_INT, le=LARGEST_INT)] | None = None
-    cache_salt: Annotated[str, Field(pattern=r"^[^@/\\\x00]{1,128}$")] | None = None
-    request_id: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,128}$")] | None = None
-    return_token_ids: bool | None = None
-    return_tokens_as_token_ids: bool | None = None
+    max_tokens: PositiveCount | None = Field(
+        None, description="Tokens to produce at most; by default the rest of the context."
+    )
+    max_completion_tokens: PositiveCount | None = Field(None, description="OpenAI's newer name of max_tokens.")
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES), WHOLE] | None = Field(None, description="Answers to return.")
+    best_of: Annotated[int, Field(ge=1, le=MAX_SAMPLES), WHOLE] | None = Field(
+        None, description="Answers to produce, of which the n most likely ones are returned."
+    )
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        None, description="0 takes the most likely token; 1 draws from the model's distribution."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="Draw from the smallest set of tokens whose probability reaches this."
+    )
+    top_k: CountOrAll | None = Field(None, description="Draw from this many most likely tokens; 0 or -1 for all.")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Drop tokens less likely than this fraction of the most likely one."
+    )
+    presence_penalty: Penalty | None = Field(
+        None, description="Subtracted from the logit of a token that was produced already."
+    )
+    frequency_penalty: Penalty | None = Field(None, description="Subtracted once for every time it was produced.")
+    repetition_penalty: RepetitionPenalty | None = Field(
+        None, description="Divides positive and multiplies negative logits of tokens in prompt or answer."
+    )
+    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED), WHOLE] | None = Field(None, description="-1 draws one.")
+    stop: StopStrings | None = Field(None, description="Strings that end the answer.")
+    stop_token_ids: Annotated[list[Count], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = Field(
+        None, description="Tokens that end the answer, beside end-of-sequence."
+    )
+    bad_words: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_BAD_WORDS)] | None = Field(
+        None, description="Strings that must not be produced."
+    )
+    include_stop_str_in_output: bool | None = Field(None, description="Leave the stop string in the text.")
+    ignore_eos: bool | None = Field(None, description="Go on after end-of-sequence.")
+    min_tokens: Count | None = Field(None, description="Tokens to produce before anything may end the answer.")
+    prompt_logprobs: CountOrAll | None = Field(
+        None, description="Alternatives to report per token of the prompt; -1 for all."
+    )
+    logit_bias: LogitBias | None = Field(
+        None, description="Added to the logits of tokens, by id; clamped to -100 and 100."
+    )
+    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = Field(
+        None, description="Only these may be produced."
+    )
+    skip_special_tokens: bool | None = Field(None, description="Leave control tokens out of the text; true by default.")
+    spaces_between_special_tokens: Literal[True] | None = Field(None, description="Accepted for compatibility.")
+    echo: bool | None = Field(None, description="Put the prompt, or the last message of the assistant, in front.")
+    add_special_tokens: bool | None = Field(None, description="Put bos in front where the model is used to it.")
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=LARGEST_INT), WHOLE] | None = Field(
+        None, description="Tokens of the prompt to keep; -1 for as many as leave room for the answer."
+    )
+    truncation_side: Literal["left", "right"] | None = Field(None, description="Where tokens are cut off.")
+    response_format: ResponseFormat | None = Field(None, description="What the text must look like, in OpenAI's way.")
+    structured_outputs: StructuredOutputs | None = Field(
+        None, description="What the text must look like, in vLLM's way."
+    )
+    stream_options: StreamOptions | None = Field(None, description="What a stream reports beside the text.")
+    return_token_ids: bool | None = Field(None, description="Show the tokens of prompt and answer.")
+    return_tokens_as_token_ids: bool | None = Field(
+        None, description="Write tokens as token_id:17 in log-probabilities."
+    )
+    return_prompt_text: bool | None = Field(None, description="Show the prompt as the chat template wrote it.")
 
     @property
     def include_usage(self) -> bool:
@@ -108,18 +185,16 @@ class GenerationBody(BaseModel):
         return bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
     def check(self) -> None:
-        """Checks fields against each other.
-
-        Raises:
-            InvalidRequestError: Naming the field at fault.
-        """
-        refusals.refuse_unbuilt(self.model_extra or {}, self.refusals())
+        """See `RequestBody`."""
+        refusals.refuse_unknown(self.model_extra or {}, self.refusals(), type(self).model_fields)
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options needs stream=true", param="stream_options")
         if self.stream and self.prompt_logprobs is not None:
             raise InvalidRequestError("prompt_logprobs cannot be streamed", param="prompt_logprobs")
         if self.stream and self.best_of is not None and self.best_of > (self.n or 1):
             raise InvalidRequestError("best_of above n cannot be streamed", param="best_of")
+        if self.truncate_prompt_tokens == 0:
+            raise ParameterError("truncate_prompt_tokens", "-1 or at least 1", 0)
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             raise InvalidRequestError(
@@ -127,49 +202,45 @@ class GenerationBody(BaseModel):
                 param="max_completion_tokens",
             )
 
-    def refusals(self) -> dict[str, refusals.Refusal]:
-        """The fields that this kind of request refuses."""
+    def refusals(self) -> Mapping[str, refusals.Refusal]:
+        """The undeclared fields that this kind of request refuses."""
         raise NotImplementedError
 
     def sampling_params(self, defaults: SamplingParams) -> SamplingParams:
-        """`defaults` with what the request says.
-
-        Raises:
-            ParameterError: Naming the field, its rule and the value.
-        """
+        """See `RequestBody`."""
         changes = {name: value for name in _SAME_NAME if (value := getattr(self, name)) is not None}
         if 0.0 < changes.get("temperature", 0.0) < SMALLEST_TEMPERATURE:
             changes["temperature"] = SMALLEST_TEMPERATURE
         max_tokens = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
         if max_tokens is not None:
             changes["max_tokens"] = max_tokens
-        if self.stop is not None:
-            changes["stop"] = _stop_strings(self.stop)
         if self.logit_bias is not None:
-            changes["logit_bias"] = _logit_bias(self.logit_bias)
+            changes["logit_bias"] = {int(key): bias for key, bias in self.logit_bias.items()}
         return defaults.with_changes(**changes)
 
     def field_names(self) -> dict[str, str]:
-        """The request's name of a sampling parameter, where it is another one."""
+        """See `RequestBody`."""
+        names = structure_names(self.response_format)
         if self.max_tokens is None and self.max_completion_tokens is not None:
-            return {"max_tokens": "max_completion_tokens"}
-        return {}
+            names["max_tokens"] = "max_completion_tokens"
+        return names
 
 
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
-    prompt: Any = None
-    echo: bool | None = None
-    logprobs: CountOrAll | None = None
-    add_special_tokens: bool | None = None
+    prompt: PromptValue = Field(description="A text, token ids, or a list of either.")
+    max_tokens: Count | None = Field(
+        None, description="Tokens to produce at most, 16 by default; 0, with echo, shows the prompt only."
+    )
+    logprobs: CountOrAll | None = Field(None, description="Alternatives to report per token; -1 for all.")
 
     @property
     def prompt_only(self) -> bool:
         """Whether only the prompt is wanted back: `echo` with no tokens to produce."""
         return bool(self.echo) and self.max_tokens == 0
 
-    def refusals(self) -> dict[str, refusals.Refusal]:
+    def refusals(self) -> Mapping[str, refusals.Refusal]:
         """See `GenerationBody`."""
         return refusals.COMPLETION
 
@@ -194,26 +265,111 @@ class CompletionBody(GenerationBody):
         return super().sampling_params(defaults).with_changes(**changes)
 
 
+_PART_TYPES = {"text": ["text", "input_text", "output_text"], "refusal": ["refusal"], "thinking": ["thinking"]}
+_PART = {
+    "anyOf": [
+        {"type": "string"},
+        *(
+            {
+                "type": "object",
+                "required": ["type", field],
+                "properties": {"type": {"enum": types}, field: {"type": "string"}},
+            }
+            for field, types in _PART_TYPES.items()
+        ),
+    ]
+}
+_CALL = {
+    "type": "object",
+    "required": ["function"],
+    "properties": {
+        "id": {"type": "string"},
+        "type": {"const": "function"},
+        "function": {
+            "type": "object",
+            "required": ["name"],
+            "properties": {"name": {"type": "string"}, "arguments": {"type": ["string", "object", "null"]}},
+        },
+    },
+}
+_MESSAGE_FIELDS = {
+    "tool_calls": {"type": ["array", "null"], "items": _CALL, "description": "What the assistant has called."},
+    "tool_call_id": {"type": ["string", "null"], "description": "The call that a message of the role tool answers."},
+    "name": {"type": ["string", "null"]},
+    "refusal": {"type": ["string", "null"]},
+    "reasoning": {"type": ["string", "null"], "description": "What the assistant has thought."},
+    "reasoning_content": {"type": ["string", "null"], "description": "Another name of it."},
+}
+_TEXT = {"type": "string", "minLength": 1}
+_MESSAGE_NEEDS = {
+    "content": {"type": ["string", "array"]},
+    "tool_calls": {"type": "array", "minItems": 1},
+    **dict.fromkeys(("refusal", "reasoning", "reasoning_content"), _TEXT),
+}
+
+
+def _describe_message(schema: dict[str, Any]) -> None:
+    """Adds to the schema of a message what `messages.py` checks. Modifies `schema`."""
+    schema["properties"] |= _MESSAGE_FIELDS
+    schema["anyOf"] = [{"required": [name], "properties": {name: rule}} for name, rule in _MESSAGE_NEEDS.items()]
+
+
 class ChatMessage(BaseModel):
     """One turn. `messages.py` checks what it holds."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(
+        strict=True,
+        extra="allow",
+        allow_inf_nan=False,
+        json_schema_extra=_describe_message,
+    )
 
     role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: Any = None
+    content: Annotated[
+        Any,
+        WithJsonSchema(
+            {"anyOf": [{"type": "string"}, {"type": "array", "maxItems": MAX_PARTS, "items": _PART}, {"type": "null"}]}
+        ),
+    ] = None
+
+
+Messages = Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+TemplateVariables = Annotated[dict[str, Any], Field(max_length=MAX_TEMPLATE_VARIABLES)]
+ChatTemplateText = Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)]
 
 
 class ChatBody(GenerationBody):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
-    logprobs: bool | None = None
-    top_logprobs: CountOrAll | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=MAX_TEMPLATE_VARIABLES)] | None = None
+    messages: Messages = Field(description="The conversation so far.")
+    logprobs: bool | None = Field(None, description="Report the log-probability of every token.")
+    top_logprobs: CountOrAll | None = Field(None, description="Alternatives to report per token; -1 for all.")
+    tools: Tools | None = Field(None, description="Functions that the model may call.")
+    tool_choice: ToolChoiceValue = Field(None, description="Whether it must; auto where there are tools.")
+    parallel_tool_calls: bool | None = Field(None, description="False: at most one call in an answer.")
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+        None, description="Given to the chat template; none also turns off enable_thinking."
+    )
+    include_reasoning: bool | None = Field(None, description="False: reasoning is not shown.")
+    thinking_token_budget: CountOrAll | None = Field(None, description="Tokens for reasoning; -1 for no limit.")
+    add_generation_prompt: bool | None = Field(
+        None, description="End the prompt with the head of an answer; true by default."
+    )
+    continue_final_message: bool | None = Field(None, description="Go on with the last message.")
+    chat_template: ChatTemplateText | None = Field(
+        None, description="Only of servers with --trust-request-chat-template."
+    )
+    chat_template_kwargs: TemplateVariables | None = Field(None, description="Further variables for the chat template.")
+    documents: Annotated[list[dict[str, Any]], Field(max_length=MAX_DOCUMENTS)] | None = Field(
+        None, description="What the template may quote."
+    )
 
-    def refusals(self) -> dict[str, refusals.Refusal]:
+    @property
+    def generates(self) -> bool:
+        """Whether the prompt ends with the head of an answer: it does unless the last message is continued."""
+        return not self.continue_final_message if self.add_generation_prompt is None else self.add_generation_prompt
+
+    def refusals(self) -> Mapping[str, refusals.Refusal]:
         """See `GenerationBody`."""
         return refusals.CHAT
 
@@ -222,11 +378,7 @@ class ChatBody(GenerationBody):
         super().check()
         if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs=true", param="top_logprobs")
-        if self.continue_final_message and self.add_generation_prompt:
-            raise InvalidRequestError(
-                "continue_final_message and add_generation_prompt exclude each other",
-                param="continue_final_message",
-            )
+        check_continuation(self.continue_final_message, self.add_generation_prompt)
 
     def sampling_params(self, defaults: SamplingParams) -> SamplingParams:
         """See `GenerationBody`."""
@@ -238,17 +390,13 @@ class ChatBody(GenerationBody):
         return super().field_names() | {"logprobs": "top_logprobs"}
 
 
-def _stop_strings(stop: Any) -> list[str]:
-    texts = [stop] if isinstance(stop, str) else stop
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise ParameterError("stop", "a string or a list of strings", stop)
-    return texts
+def check_continuation(continues: bool | None, generates: bool | None) -> None:
+    """Checks how a prompt is to end.
 
-
-def _logit_bias(logit_bias: dict[str, float]) -> dict[int, float]:
-    by_token = {}
-    for key, bias in logit_bias.items():
-        if not (key.isascii() and key.isdigit() and len(key) <= 10):
-            raise ParameterError("logit_bias", "a map from token ids to numbers", key)
-        by_token[int(key)] = bias
-    return by_token
+    Raises:
+        InvalidRequestError: In two ways at once.
+    """
+    if continues and generates:
+        raise InvalidRequestError(
+            "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
+        )

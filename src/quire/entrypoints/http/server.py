@@ -31,8 +31,15 @@ def bind(server: ServerConfig) -> socket.socket:
     """Binds, without listening yet, so that a port in use is noticed before a model is loaded.
 
     Raises:
-        ConfigError: The address cannot be bound.
+        ConfigError: The address cannot be bound, or strangers could reach it and no key is needed.
     """
+    if is_exposed(server) and not server.allow_anonymous:
+        raise ConfigError(
+            f"{server.host or 'every address'} can be reached from other machines, and no API key is set",
+            hint="set --api-key, QUIRE_API_KEY or --api-keys; or leave --host at 127.0.0.1; "
+            "or --allow-anonymous to serve whoever comes",
+            param="host",
+        )
     try:
         return _bind_unix(Path(server.uds)) if server.uds else _bind_tcp(server.host, server.port)
     except OSError as error:
@@ -92,21 +99,26 @@ def greeting(listener: socket.socket, server: ServerConfig, model_name: str) -> 
     where = f"{reachable}/v1/chat/completions"
     if server.uds:
         where = f"--unix-socket {server.uds} http://localhost/v1/chat/completions"
-    key = ' -H "Authorization: Bearer $QUIRE_API_KEY"' if server.api_key else ""
+    key = ' -H "Authorization: Bearer $QUIRE_API_KEY"' if server.needs_key else ""
     return (
         f"quire serves {model_name} at {address}\n"
         f"Try: curl {where} -H 'Content-Type: application/json'{key} -d '{json.dumps(body)}'"
     )
 
 
+def is_exposed(server: ServerConfig) -> bool:
+    """Whether strangers could reach a server that needs no key. A Unix socket is for its owner only."""
+    if server.uds or server.needs_key or server.host == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(server.host).is_loopback
+    except ValueError:
+        return True
+
+
 def warn_if_open(server: ServerConfig) -> None:
     """Warns of a server that anybody on the network can use."""
-    if server.uds or server.api_key:
-        return
-    with contextlib.suppress(ValueError):
-        if ipaddress.ip_address(server.host).is_loopback:
-            return
-    if server.host != "localhost":
+    if is_exposed(server):
         logger.warning("listening on %s without a key: anybody who reaches it can use it", server.host or "*")
         logger.warning("hint: set --api-key or QUIRE_API_KEY, or leave --host at 127.0.0.1")
 

@@ -6,7 +6,10 @@ from fastapi import FastAPI, Request
 
 from quire.config.server import ServerConfig
 from quire.entrypoints.http.activity import Activity
+from quire.entrypoints.http.answer_formats import AnswerFormats
 from quire.entrypoints.http.metrics import ServerMetrics
+from quire.entrypoints.http.quota import Account
+from quire.entrypoints.http.response_store import ResponseStore
 from quire.errors import ModelNotFoundError
 from quire.frontend.async_engine import AsyncEngine
 
@@ -18,6 +21,8 @@ class ServerState:
     Attributes:
         model_names: Names under which the model is served; the first is shown in answers.
         created: When the server started, in seconds since the epoch.
+        formats: How the model writes tool calls and reasoning.
+        stored_responses: Those that `/v1/responses` keeps.
     """
 
     engine: AsyncEngine
@@ -26,19 +31,28 @@ class ServerState:
     metrics: ServerMetrics
     created: int
     activity: Activity = field(default_factory=Activity)
+    formats: AnswerFormats = field(default_factory=AnswerFormats)
+    stored_responses: ResponseStore = field(default_factory=lambda: ResponseStore(0, 0))
 
-    def check_model(self, name: str | None) -> str:
+    def names_for(self, request: Request) -> list[str]:
+        """The names that the holder of a request's key may use."""
+        account: Account | None = request.state.account
+        allowed = account.key.models if account is not None else None
+        return [name for name in self.model_names if allowed is None or name in allowed]
+
+    def check_model(self, name: str | None, request: Request) -> str:
         """The name to show in the answer; a request may leave it out.
 
         Raises:
-            ModelNotFoundError: It is served under other names.
+            ModelNotFoundError: It is served under other names, or not to the holder of this key.
         """
-        if name is None:
-            return self.model_names[0]
-        if name not in self.model_names:
-            served = ", ".join(repr(known) for known in self.model_names)
+        names = self.names_for(request)
+        if name is None and names:
+            return names[0]
+        if name is None or name not in names:
+            served = ", ".join(map(repr, names)) or "none for your key"
             raise ModelNotFoundError(
-                f"the model {name[:200]!r} is not served here", hint=f"served are: {served}", param="model"
+                f"the model {(name or '')[:200]!r} is not served here", hint=f"served are: {served}", param="model"
             )
         return name
 

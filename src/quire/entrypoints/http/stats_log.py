@@ -11,17 +11,19 @@ logger = logging.getLogger("quire.stats")
 
 def describe_interval(before: EngineStats, now: EngineStats, seconds: float) -> str:
     """One line about the time between two reports. Prompt throughput counts computed tokens only."""
-    computed = now.num_prompt_tokens - before.num_prompt_tokens
+    prompt = now.num_prompt_tokens - before.num_prompt_tokens
+    computed = prompt - (now.num_cached_prompt_tokens - before.num_cached_prompt_tokens)
     hit = now.cache.num_hit_tokens - before.cache.num_hit_tokens
     queried = now.cache.num_queried_tokens - before.cache.num_queried_tokens
     generated = now.num_generated_tokens - before.num_generated_tokens
     preempted = now.num_preemptions - before.num_preemptions
     line = (
-        f"prompt {max(0, computed - hit) / seconds:.1f} tok/s, generation {generated / seconds:.1f} tok/s, "
+        f"prompt {computed / seconds:.1f} tok/s, generation {generated / seconds:.1f} tok/s, "
         f"running {now.num_running}, waiting {now.num_waiting}, KV cache {now.cache.usage:.1%}, "
         f"prefix cache hit rate {hit / queried if queried else 0.0:.1%}"
     )
-    return f"{line}, preempted {preempted}" if preempted else line
+    further = (("deferred", now.num_deferred), ("preempted", preempted))
+    return line + "".join(f", {name} {count}" for name, count in further if count)
 
 
 async def log_stats(read_stats: Callable[[], EngineStats], interval_seconds: float) -> None:

@@ -1,6 +1,6 @@
 """Draws the next token of every row of a batch.
 
-The steps, in this order: allowed ids, excluded ids (bad words, stop tokens before `min_tokens`), logit bias,
+The steps, in this order: mask, allowed ids, excluded ids (bad words, stop tokens before `min_tokens`), logit bias,
 repetition, frequency and presence penalties, temperature, min_p, top_k, top_p, draw. A row's token depends on
 its own logits and parameters and on (seed, sample index, position), never on who shares the batch.
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from quire.kernels.sample import torch_cpu
-from quire.kernels.sample.batch import LogitEdits, Penalties, SamplingBatch
+from quire.kernels.sample.batch import LogitEdits, Penalties, SamplingBatch, TokenMask
 from quire.kernels.sample.logprobs import (
     DeviceLogprobs,
     TokenLogprobs,
@@ -28,6 +28,7 @@ __all__ = [
     "Penalties",
     "SamplingBatch",
     "TokenLogprobs",
+    "TokenMask",
     "complete_logprobs",
     "draw_tokens",
     "pick_logprobs",
@@ -39,7 +40,7 @@ def draw_tokens(logits: torch.Tensor, batch: SamplingBatch) -> tuple[np.ndarray,
     """Draws one token per row.
 
     Args:
-        logits: [N, V] float32, contiguous, on the CPU. Modified where `batch` has edits or penalties.
+        logits: [N, V] float32, contiguous, on the CPU. Modified where `batch` has a mask, edits or penalties.
         batch: How each of the N rows is drawn.
 
     Returns:

@@ -28,6 +28,19 @@ class LogitEdits:
 
 
 @dataclass(slots=True)
+class TokenMask:
+    """Tokens that M rows may draw: all others are excluded.
+
+    Attributes:
+        rows: [M] int64, none twice.
+        words: [M, ceil(V / 32)] uint32: token t is allowed if bit t % 32 of word t // 32 is set.
+    """
+
+    rows: np.ndarray
+    words: np.ndarray
+
+
+@dataclass(slots=True)
 class Penalties:
     """Tokens that have occurred in rows that penalise them; P entries, a (row, token) pair occurs once.
 
@@ -55,7 +68,7 @@ class SamplingBatch:
         top_p: [N] float64; keeps the smallest set, most likely first, whose share of what is left reaches it.
         min_p: [N] float64; drops tokens less likely than this fraction of the most likely one.
         seed, sample_index, position: [N] int64; name the random number of the row.
-        edits, penalties: None where no row has any.
+        edits, penalties, mask: None where no row has any.
     """
 
     temperature: np.ndarray
@@ -67,6 +80,7 @@ class SamplingBatch:
     position: np.ndarray
     edits: LogitEdits | None = None
     penalties: Penalties | None = None
+    mask: TokenMask | None = None
 
     @property
     def num_rows(self) -> int:

@@ -1,6 +1,6 @@
 """The sampler on a GPU: what is done to a batch of logits. Its tensors: `device_tensors.py`.
 
-    logits [N, V] -> log-probabilities -> edits -> penalties -> draw -> token ids, last tokens, counts
+    logits [N, V] -> log-probabilities -> mask -> edits -> penalties -> draw -> token ids, last tokens, counts
                      |  only in steps with a row that asks for it  |
 
 Nothing here waits for the device. `draw` alone is enough for temperature, top_k, top_p and min_p; it reads nothing
@@ -13,6 +13,7 @@ from quire.kernels.sample.device_tensors import (
     PROMPT_FLAG,
     DeviceBadWords,
     DeviceEdits,
+    DeviceMask,
     DevicePenalties,
     DeviceSamplingParams,
     DrawWorkspace,
@@ -23,10 +24,12 @@ __all__ = [
     "PROMPT_FLAG",
     "DeviceBadWords",
     "DeviceEdits",
+    "DeviceMask",
     "DevicePenalties",
     "DeviceSamplingParams",
     "DrawWorkspace",
     "apply_edits",
+    "apply_mask",
     "apply_penalties",
     "chunk_size",
     "count_drawn_tokens",
@@ -92,6 +95,13 @@ def apply_edits(logits: torch.Tensor, edits: DeviceEdits) -> None:
     from quire.kernels.sample import triton_edits
 
     triton_edits.apply_edits(logits, edits)
+
+
+def apply_mask(logits: torch.Tensor, mask: DeviceMask) -> None:
+    """Excludes the tokens that the rows of a mask may not draw. Modifies `logits` [N, V] float32 contiguous."""
+    from quire.kernels.sample import triton_edits
+
+    triton_edits.apply_mask(logits, mask)
 
 
 def exclude_bad_words(logits: torch.Tensor, bad_words: DeviceBadWords) -> None:

@@ -114,6 +114,19 @@ class DeviceEdits:
 
 
 @dataclass(slots=True)
+class DeviceMask:
+    """Tokens that M rows may draw, on the device.
+
+    Attributes:
+        rows: [M] int32, none twice.
+        words: [M, ceil(V / 32)] int32: token t is allowed if bit t % 32 of word t // 32 is set.
+    """
+
+    rows: torch.Tensor
+    words: torch.Tensor
+
+
+@dataclass(slots=True)
 class DevicePenalties:
     """Rows that penalise tokens which have occurred, P of them, on the device.
 

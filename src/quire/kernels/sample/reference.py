@@ -34,6 +34,7 @@ def uniform(seed: int, sample_index: int, position: int) -> float:
 def edit_logits(
     logits: Sequence[float],
     *,
+    mask: Sequence[int] | None = None,
     allowed: Sequence[int] | None = None,
     excluded: Sequence[int] = (),
     bias: Mapping[int, float] | None = None,
@@ -43,9 +44,24 @@ def edit_logits(
     frequency: float = 0.0,
     presence: float = 0.0,
 ) -> list[float]:
-    """Allowed ids, excluded ids, bias and penalties, in this order."""
+    """Mask, allowed ids, excluded ids, bias and penalties, in this order.
+
+    Args:
+        logits: [V].
+        mask: Words of 32 bits, a bit per token; None allows all.
+        allowed: None allows all.
+        excluded: Never drawn.
+        bias: Added.
+        prompt_ids: Tokens of the prompt.
+        output_ids: Tokens of the answer.
+        repetition: Divides positive and multiplies negative logits of tokens that have occurred.
+        frequency: Subtracted for every time that a token stands in the answer.
+        presence: Subtracted if it stands there.
+    """
     edited = []
     for token_id, logit in enumerate(logits):
+        if mask is not None and not mask[token_id // 32] >> (token_id % 32) & 1:
+            logit = -math.inf
         if (allowed is not None and token_id not in allowed) or token_id in excluded:
             logit = -math.inf
         logit += (bias or {}).get(token_id, 0.0)

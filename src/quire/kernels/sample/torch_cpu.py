@@ -10,7 +10,7 @@ A cut is a logit. It is found by selection and by sorting the few values above i
 import numpy as np
 import torch
 
-from quire.kernels.sample.batch import TOP_P_ROUNDING, LogitEdits, Penalties, SamplingBatch
+from quire.kernels.sample.batch import TOP_P_ROUNDING, LogitEdits, Penalties, SamplingBatch, TokenMask
 from quire.kernels.sample.philox import uniform
 
 _CHUNK = 256
@@ -20,6 +20,8 @@ _BELOW_ONE = float(np.nextafter(1.0, 0.0))
 
 def draw_tokens(logits: torch.Tensor, batch: SamplingBatch) -> tuple[np.ndarray, np.ndarray]:
     """See `quire.kernels.sample.draw_tokens`."""
+    if batch.mask is not None:
+        apply_mask(logits, batch.mask)
     if batch.edits is not None:
         apply_edits(logits, batch.edits)
     if batch.penalties is not None:
@@ -33,6 +35,14 @@ def draw_tokens(logits: torch.Tensor, batch: SamplingBatch) -> tuple[np.ndarray,
         rows = np.flatnonzero(drawn)
         token_ids[rows] = _draw(logits, best, batch, rows)
     return token_ids, failed
+
+
+def apply_mask(logits: torch.Tensor, mask: TokenMask) -> None:
+    """Excludes the tokens that the rows of a mask may not draw. Modifies `logits` [N, V]."""
+    values = logits.numpy()
+    bits = np.unpackbits(mask.words.astype("<u4", copy=False).view(np.uint8), axis=1, bitorder="little")
+    for row, allowed in zip(mask.rows.tolist(), bits[:, : values.shape[1]].view(bool), strict=True):
+        values[row, ~allowed] = -np.inf
 
 
 def apply_edits(logits: torch.Tensor, edits: LogitEdits) -> None:

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.kernels.sample.device_tensors import PROMPT_FLAG, DeviceBadWords, DeviceEdits, DevicePenalties
+from quire.kernels.sample.device_tensors import PROMPT_FLAG, DeviceBadWords, DeviceEdits, DeviceMask, DevicePenalties
 
 _INFINITY = tl.constexpr(float("inf"))
 _PROMPT_FLAG = tl.constexpr(PROMPT_FLAG)
@@ -45,6 +45,27 @@ def _exclude_rows_kernel(logits, rows, VOCAB: tl.constexpr, TOKENS: tl.constexpr
     row = tl.load(rows + tl.program_id(1)).to(tl.int64)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     tl.store(logits + row * VOCAB + token, -_INFINITY, mask=token < VOCAB)
+
+
+@triton.jit(do_not_specialize_on_alignment=["rows", "words"])
+def _mask_kernel(logits, rows, words, VOCAB: tl.constexpr, NUM_WORDS: tl.constexpr, TOKENS: tl.constexpr):
+    entry = tl.program_id(1)
+    row = tl.load(rows + entry).to(tl.int64)
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    exists = token < VOCAB
+    word = tl.load(words + entry.to(tl.int64) * NUM_WORDS + token // 32, mask=exists, other=-1)
+    is_excluded = ((word >> (token % 32)) & 1) == 0
+    tl.store(logits + row * VOCAB + token, -_INFINITY, mask=exists & is_excluded)
+
+
+def apply_mask(logits: torch.Tensor, mask: DeviceMask) -> None:
+    """See `quire.kernels.sample.device.apply_mask`."""
+    vocab_size = logits.shape[1]
+    num_rows, num_words = mask.words.shape
+    assert num_words * 32 >= vocab_size, f"{num_words} words for {vocab_size} tokens"
+    _mask_kernel[(triton.cdiv(vocab_size, _TOKENS), num_rows)](
+        logits, mask.rows, mask.words, VOCAB=vocab_size, NUM_WORDS=num_words, TOKENS=_TOKENS, num_warps=4
+    )
 
 
 def apply_edits(logits: torch.Tensor, edits: DeviceEdits) -> None:

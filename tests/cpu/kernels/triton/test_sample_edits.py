@@ -155,3 +155,16 @@ def test_parameters_are_written_to_their_slots(device):
     assert params.sample_index[slots].tolist() == [0, 127, 3]
     assert params.seed[slots].tolist() == seeds
     assert params.temperature.count_nonzero() == 2 and params.seed.count_nonzero() == 3
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 2100])
+def test_a_mask_equals_the_reference(device, vocab_size):
+    rng = np.random.default_rng(vocab_size)
+    logits = torch.randn(4, vocab_size, generator=torch.Generator().manual_seed(vocab_size))
+    words = rng.integers(0, 2**32, (2, -(-vocab_size // 32)), dtype=np.uint32)
+    masks = dict(zip([3, 1], words.tolist(), strict=True))
+    expected = [reference.edit_logits(values, mask=masks.get(row)) for row, values in enumerate(logits.tolist())]
+    logits = logits.to(device)
+    mask = sampler.DeviceMask(int32([3, 1], device), torch.from_numpy(words.view(np.int32)).to(device))
+    sampler.apply_mask(logits, mask)
+    torch.testing.assert_close(logits.cpu(), torch.tensor(expected))

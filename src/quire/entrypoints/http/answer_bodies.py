@@ -14,13 +14,20 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
 
 
-class Usage(msgspec.Struct):
+class CompletionTokensDetails(msgspec.Struct):
+    """What the tokens of the answers were spent on."""
+
+    reasoning_tokens: int
+
+
+class Usage(msgspec.Struct, omit_defaults=True):
     """Tokens that a request took."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class UsageCount:
@@ -36,8 +43,8 @@ class UsageCount:
         for answer in output.outputs:
             self._num_completion_tokens += len(answer.token_ids)
 
-    def usage(self, *, without_completion: bool = False) -> Usage:
-        """The usage so far."""
+    def usage(self, *, without_completion: bool = False, num_reasoning_tokens: int | None = None) -> Usage:
+        """The usage so far; reasoning is listed where it is told apart."""
         prompt_tokens = sum(length for length, _ in self._prompts.values())
         completion_tokens = 0 if without_completion else self._num_completion_tokens
         return Usage(
@@ -45,6 +52,9 @@ class UsageCount:
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
             prompt_tokens_details=PromptTokensDetails(sum(cached for _, cached in self._prompts.values())),
+            completion_tokens_details=None
+            if num_reasoning_tokens is None
+            else CompletionTokensDetails(num_reasoning_tokens),
         )
 
 
@@ -91,11 +101,28 @@ class PromptLogprob(msgspec.Struct):
 PromptLogprobs = list[dict[int, PromptLogprob] | None]
 
 
-class Message(msgspec.Struct):
+class Function(msgspec.Struct):
+    """The function of a call, its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(msgspec.Struct):
+    """A call that the assistant wants to be made."""
+
+    id: str
+    type: str
+    function: Function
+
+
+class Message(msgspec.Struct, omit_defaults=True):
     """What the assistant said."""
 
     role: str
-    content: str
+    content: str | None
+    reasoning: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
 
 
 class ChatChoice(msgspec.Struct, omit_defaults=True):
@@ -121,6 +148,7 @@ class ChatAnswer(msgspec.Struct, omit_defaults=True):
     system_fingerprint: str
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None
+    prompt_text: str | None = None
 
 
 class CompletionChoice(msgspec.Struct, omit_defaults=True):
@@ -134,6 +162,7 @@ class CompletionChoice(msgspec.Struct, omit_defaults=True):
     prompt_logprobs: PromptLogprobs | None = None
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
+    prompt_text: str | None = None
 
 
 class CompletionAnswer(msgspec.Struct):
@@ -148,11 +177,29 @@ class CompletionAnswer(msgspec.Struct):
     system_fingerprint: str
 
 
+class FunctionDelta(msgspec.Struct, omit_defaults=True):
+    """What is new in the function of a call."""
+
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(msgspec.Struct, omit_defaults=True):
+    """What is new in a call. The first piece has its id, type and name; later ones have more of its arguments."""
+
+    index: int
+    id: str | None = None
+    type: str | None = None
+    function: FunctionDelta | None = None
+
+
 class Delta(msgspec.Struct, omit_defaults=True):
     """What is new in a chat answer."""
 
     role: str | None = None
     content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
 
 
 class ChatChunkChoice(msgspec.Struct, omit_defaults=True):
@@ -165,3 +212,28 @@ class ChatChunkChoice(msgspec.Struct, omit_defaults=True):
     stop_reason: int | str | None = None
     prompt_token_ids: list[int] | None = None
     token_ids: list[int] | None = None
+    prompt_text: str | None = None
+
+
+class ChatChunk(msgspec.Struct, omit_defaults=True):
+    """An event of a chat's stream. The last one may have no choice but the usage."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class CompletionChunk(msgspec.Struct, omit_defaults=True):
+    """An event of a completion's stream."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
