@@ -186,9 +186,10 @@ class Harness:
 
     @staticmethod
     async def until(holds: Callable[[], bool]) -> None:
-        """Lets the event loop turn until something holds; the test's timeout bounds it."""
-        while not holds():  # noqa: ASYNC110 (what holds is not ours to signal)
-            await asyncio.sleep(0)
+        """Lets the event loop turn until something holds; gives up after a minute."""
+        async with asyncio.timeout(60):
+            while not holds():  # noqa: ASYNC110 (what holds is not ours to signal)
+                await asyncio.sleep(0)
 
     def exchange(self, path: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> "Exchange":
         """A request that has been sent and whose client can leave."""

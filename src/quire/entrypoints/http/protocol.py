@@ -8,19 +8,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from quire.entrypoints.http import refusals
 from quire.entrypoints.http.output_fields import ResponseFormat, StructuredOutputs, structure_names
 from quire.entrypoints.http.prompts import MAX_PROMPTS
-from quire.entrypoints.http.request_body import LARGEST_INT, WHOLE, Count, CountOrAll, RequestBody, TokenId
+from quire.entrypoints.http.request_body import LARGEST_INT, WHOLE, Count, CountOrAll, TokenId
+from quire.entrypoints.http.sampling_fields import SamplingFields
 from quire.entrypoints.http.tool_fields import ToolChoiceValue, Tools
 from quire.errors import InvalidRequestError, ParameterError
 from quire.types.sampling import (
-    MAX_BAD_WORDS,
-    MAX_LOGIT_BIAS,
-    MAX_REPETITION_PENALTY,
     MAX_SAMPLES,
-    MAX_SEED,
     MAX_STOP_STRING_LENGTH,
     MAX_STOP_STRINGS,
-    MAX_STOP_TOKEN_IDS,
-    SMALLEST_TEMPERATURE,
     SamplingParams,
 )
 
@@ -32,23 +27,8 @@ MAX_TEMPLATE_CHARACTERS = 131_072
 
 TokenIds = Annotated[list[TokenId], Field(max_length=2**18)]
 PositiveCount = Annotated[int, Field(ge=1, le=LARGEST_INT), WHOLE]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-RepetitionPenalty = Annotated[float, Field(ge=1 / MAX_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)]
 
-_TOKEN_ID_PATTERN = r"^[0-9]{1,10}$"
 _STOP_STRING = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_STRING_LENGTH}
-LogitBias = Annotated[
-    dict[Annotated[str, Field(pattern=_TOKEN_ID_PATTERN)], float],
-    Field(max_length=MAX_LOGIT_BIAS),
-    WithJsonSchema(
-        {
-            "type": "object",
-            "patternProperties": {_TOKEN_ID_PATTERN: {"type": "number"}},
-            "additionalProperties": False,
-            "maxProperties": MAX_LOGIT_BIAS,
-        }
-    ),
-]
 StopStrings = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_STRING_LENGTH)]],
     Field(max_length=MAX_STOP_STRINGS),
@@ -75,27 +55,10 @@ PromptValue = Annotated[
 """A text, token ids, or a list of either."""
 
 _SAME_NAME = (
-    "n",
-    "best_of",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "seed",
-    "stop",
-    "stop_token_ids",
-    "bad_words",
-    "include_stop_str_in_output",
-    "ignore_eos",
-    "min_tokens",
-    "prompt_logprobs",
-    "allowed_token_ids",
-    "skip_special_tokens",
+    *("n", "best_of", "stop", "include_stop_str_in_output", "prompt_logprobs", "allowed_token_ids"),
     "spaces_between_special_tokens",
 )
+"""Of the parameters that `SamplingFields` does not know."""
 
 
 class StreamOptions(BaseModel):
@@ -107,7 +70,7 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = Field(None, description="Put the usage so far into every event.")
 
 
-class GenerationBody(RequestBody):
+class GenerationBody(SamplingFields):
     """What chat and completion have in common."""
 
     max_tokens: PositiveCount | None = Field(
@@ -118,44 +81,14 @@ class GenerationBody(RequestBody):
     best_of: Annotated[int, Field(ge=1, le=MAX_SAMPLES), WHOLE] | None = Field(
         None, description="Answers to produce, of which the n most likely ones are returned."
     )
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
-        None, description="0 takes the most likely token; 1 draws from the model's distribution."
-    )
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="Draw from the smallest set of tokens whose probability reaches this."
-    )
-    top_k: CountOrAll | None = Field(None, description="Draw from this many most likely tokens; 0 or -1 for all.")
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = Field(
-        None, description="Drop tokens less likely than this fraction of the most likely one."
-    )
-    presence_penalty: Penalty | None = Field(
-        None, description="Subtracted from the logit of a token that was produced already."
-    )
-    frequency_penalty: Penalty | None = Field(None, description="Subtracted once for every time it was produced.")
-    repetition_penalty: RepetitionPenalty | None = Field(
-        None, description="Divides positive and multiplies negative logits of tokens in prompt or answer."
-    )
-    seed: Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED), WHOLE] | None = Field(None, description="-1 draws one.")
     stop: StopStrings | None = Field(None, description="Strings that end the answer.")
-    stop_token_ids: Annotated[list[Count], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = Field(
-        None, description="Tokens that end the answer, beside end-of-sequence."
-    )
-    bad_words: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_BAD_WORDS)] | None = Field(
-        None, description="Strings that must not be produced."
-    )
     include_stop_str_in_output: bool | None = Field(None, description="Leave the stop string in the text.")
-    ignore_eos: bool | None = Field(None, description="Go on after end-of-sequence.")
-    min_tokens: Count | None = Field(None, description="Tokens to produce before anything may end the answer.")
     prompt_logprobs: CountOrAll | None = Field(
         None, description="Alternatives to report per token of the prompt; -1 for all."
-    )
-    logit_bias: LogitBias | None = Field(
-        None, description="Added to the logits of tokens, by id; clamped to -100 and 100."
     )
     allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = Field(
         None, description="Only these may be produced."
     )
-    skip_special_tokens: bool | None = Field(None, description="Leave control tokens out of the text; true by default.")
     spaces_between_special_tokens: Literal[True] | None = Field(None, description="Accepted for compatibility.")
     echo: bool | None = Field(None, description="Put the prompt, or the last message of the assistant, in front.")
     add_special_tokens: bool | None = Field(None, description="Put bos in front where the model is used to it.")
@@ -208,14 +141,11 @@ class GenerationBody(RequestBody):
 
     def sampling_params(self, defaults: SamplingParams) -> SamplingParams:
         """See `RequestBody`."""
-        changes = {name: value for name in _SAME_NAME if (value := getattr(self, name)) is not None}
-        if 0.0 < changes.get("temperature", 0.0) < SMALLEST_TEMPERATURE:
-            changes["temperature"] = SMALLEST_TEMPERATURE
+        own = {name: value for name in _SAME_NAME if (value := getattr(self, name)) is not None}
+        changes = self.drawing() | own
         max_tokens = self.max_completion_tokens if self.max_tokens is None else self.max_tokens
         if max_tokens is not None:
             changes["max_tokens"] = max_tokens
-        if self.logit_bias is not None:
-            changes["logit_bias"] = {int(key): bias for key, bias in self.logit_bias.items()}
         return defaults.with_changes(**changes)
 
     def field_names(self) -> dict[str, str]:

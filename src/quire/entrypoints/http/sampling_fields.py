@@ -1,18 +1,34 @@
-"""How tokens are drawn: the fields that `/v1/responses` and `/v1/messages` have in common."""
+"""How tokens are drawn: fields that all APIs have."""
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
-from quire.entrypoints.http.protocol import LogitBias, Penalty, RepetitionPenalty
 from quire.entrypoints.http.request_body import WHOLE, Count, CountOrAll, RequestBody
 from quire.types.sampling import (
     MAX_BAD_WORDS,
+    MAX_LOGIT_BIAS,
+    MAX_REPETITION_PENALTY,
     MAX_SEED,
     MAX_STOP_TOKEN_IDS,
     SMALLEST_TEMPERATURE,
 )
 
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Field(ge=1 / MAX_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)]
+_TOKEN_ID_PATTERN = r"^[0-9]{1,10}$"
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=_TOKEN_ID_PATTERN)], float],
+    Field(max_length=MAX_LOGIT_BIAS),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "patternProperties": {_TOKEN_ID_PATTERN: {"type": "number"}},
+            "additionalProperties": False,
+            "maxProperties": MAX_LOGIT_BIAS,
+        }
+    ),
+]
 _SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
     *("seed", "stop_token_ids", "bad_words", "ignore_eos", "min_tokens", "skip_special_tokens"),
