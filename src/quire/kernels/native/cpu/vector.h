@@ -1,0 +1,212 @@
+// Sixteen numbers at a time, in the compiler's own vector types: one source for every instruction set.
+//
+// Included once by each instruction set's translation unit, which names its namespace in QUIRE_ISA. A vector that is
+// wider than the machine's registers becomes several of them.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define QUIRE_INLINE inline __attribute__((always_inline))
+
+namespace quire::QUIRE_ISA {
+
+constexpr int kLanes = 16;
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef int16_t i16x16 __attribute__((vector_size(32)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
+typedef uint8_t u8x16 __attribute__((vector_size(16)));
+typedef uint8_t u8x64 __attribute__((vector_size(64)));
+
+template <typename V>
+QUIRE_INLINE V load(const void* from) {
+  V value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <typename V>
+QUIRE_INLINE void store(void* to, V value) {
+  std::memcpy(to, &value, sizeof value);
+}
+
+QUIRE_INLINE f32x16 splat(float value) {
+  return f32x16{} + value;
+}
+
+QUIRE_INLINE i32x16 splat(int32_t value) {
+  return i32x16{} + value;
+}
+
+// The first `count` of 16 floats; the others are zero.
+QUIRE_INLINE f32x16 load_some(const float* from, int count) {
+  f32x16 value{};
+  std::memcpy(&value, from, static_cast<size_t>(count) * sizeof(float));
+  return value;
+}
+
+QUIRE_INLINE void store_some(float* to, f32x16 value, int count) {
+  std::memcpy(to, &value, static_cast<size_t>(count) * sizeof(float));
+}
+
+// a * b + c, rounded once where the machine has such an instruction.
+QUIRE_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<f32x16>(_mm512_fmadd_ps(
+      reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+#else
+  return a * b + c;
+#endif
+}
+
+QUIRE_INLINE f32x16 max(f32x16 a, f32x16 b) {
+  return a > b ? a : b;
+}
+
+QUIRE_INLINE f32x16 min(f32x16 a, f32x16 b) {
+  return a < b ? a : b;
+}
+
+QUIRE_INLINE f32x16 abs(f32x16 a) {
+  return reinterpret_cast<f32x16>(reinterpret_cast<u32x16>(a) & 0x7fffffffu);
+}
+
+QUIRE_INLINE f32x16 to_float(i32x16 a) {
+  return __builtin_convertvector(a, f32x16);
+}
+
+// Nearest integers, ties to even, of numbers below 2^22.
+QUIRE_INLINE i32x16 round_to_int(f32x16 a) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<i32x16>(_mm512_cvtps_epi32(reinterpret_cast<__m512>(a)));
+#else
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves the integer in the low bits
+  return reinterpret_cast<i32x16>(a + magic) - 0x4b400000;
+#endif
+}
+
+// Sums of a vector in a fixed order: halves are folded onto each other.
+QUIRE_INLINE float sum(f32x16 a) {
+  float lanes[16];
+  store(lanes, a);
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+  }
+  return lanes[0];
+}
+
+QUIRE_INLINE float largest(f32x16 a) {
+  float lanes[16];
+  store(lanes, a);
+  for (int width = 8; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+  }
+  return lanes[0];
+}
+
+QUIRE_INLINE f32x16 from_bfloat16(u16x16 a) {
+  return reinterpret_cast<f32x16>(__builtin_convertvector(a, u32x16) << 16);
+}
+
+QUIRE_INLINE float from_bfloat16(uint16_t a) {
+  uint32_t bits = static_cast<uint32_t>(a) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Rounds to nearest, ties to even; a NaN stays one.
+QUIRE_INLINE u16x16 to_bfloat16(f32x16 a) {
+  const u32x16 bits = reinterpret_cast<u32x16>(a);
+  const u32x16 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const u32x16 quiet = (bits >> 16) | 0x40u;
+  return __builtin_convertvector(a == a ? rounded : quiet, u16x16);
+}
+
+QUIRE_INLINE f32x16 from_float16(u16x16 a) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<f32x16>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(a)));
+#elif defined(__F16C__)
+  f32x16 value;
+  __m128i halves[2];
+  std::memcpy(halves, &a, sizeof a);
+  const __m256 parts[2] = {_mm256_cvtph_ps(halves[0]), _mm256_cvtph_ps(halves[1])};
+  std::memcpy(&value, parts, sizeof value);
+  return value;
+#else
+  // The exponent's bias is corrected by a multiplication, which also takes care of subnormal numbers.
+  const u32x16 wide = __builtin_convertvector(a, u32x16);
+  const u32x16 sign = (wide & 0x8000u) << 16;
+  const u32x16 magnitude = (wide & 0x7fffu) << 13;
+  const f32x16 scaled = reinterpret_cast<f32x16>(magnitude) * 0x1p112f;
+  const u32x16 special = magnitude | 0x7f800000u;  // infinity or NaN
+  const u32x16 bits = (wide & 0x7c00u) == 0x7c00u ? special : reinterpret_cast<u32x16>(scaled);
+  return reinterpret_cast<f32x16>(bits | sign);
+#endif
+}
+
+QUIRE_INLINE u16x16 to_float16(f32x16 a) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<u16x16>(_mm512_cvtps_ph(reinterpret_cast<__m512>(a), _MM_FROUND_TO_NEAREST_INT));
+#else
+  uint16_t halves[16];
+  float lanes[16];
+  store(lanes, a);
+  for (int i = 0; i < 16; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, &lanes[i], sizeof bits);
+    const uint32_t sign = (bits >> 16) & 0x8000u;
+    const uint32_t magnitude = bits & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) {
+      halves[i] = static_cast<uint16_t>(sign | 0x7e00u);
+    } else if (magnitude >= 0x477ff000u) {  // rounds to more than 65504
+      halves[i] = static_cast<uint16_t>(sign | 0x7c00u);
+    } else if (magnitude < 0x38800000u) {  // subnormal: the addition rounds at the right bit
+      float value;
+      std::memcpy(&value, &magnitude, sizeof value);
+      value += 0.5f;
+      std::memcpy(&bits, &value, sizeof bits);
+      halves[i] = static_cast<uint16_t>(sign | (bits - 0x3f000000u));
+    } else {
+      const uint32_t odd = (magnitude >> 13) & 1u;
+      halves[i] = static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
+    }
+  }
+  return load<u16x16>(halves);
+#endif
+}
+
+// e^a within 2 units in the last place; 0 far below, infinity above 88.7, NaN for NaN.
+// Cody and Waite's reduction to [-ln 2 / 2, ln 2 / 2], there the Taylor polynomial of degree 7.
+QUIRE_INLINE f32x16 exp(f32x16 a) {
+  const f32x16 clipped = min(max(a, splat(-104.0f)), splat(89.0f));
+  const i32x16 n = round_to_int(clipped * 1.44269504f);
+  const f32x16 nf = to_float(n);
+  f32x16 r = fma(nf, splat(-0.693359375f), clipped);
+  r = fma(nf, splat(2.12194440e-4f), r);
+  f32x16 p = splat(1.0f / 5040.0f);
+  p = fma(p, r, splat(1.0f / 720.0f));
+  p = fma(p, r, splat(1.0f / 120.0f));
+  p = fma(p, r, splat(1.0f / 24.0f));
+  p = fma(p, r, splat(1.0f / 6.0f));
+  p = fma(p, r, splat(0.5f));
+  p = fma(p, r, splat(1.0f));
+  p = fma(p, r, splat(1.0f));
+  // Two factors: 2^n itself may not be a normal number.
+  const i32x16 half = n >> 1;
+  const f32x16 low = reinterpret_cast<f32x16>((half + 127) << 23);
+  const f32x16 high = reinterpret_cast<f32x16>((n - half + 127) << 23);
+  const f32x16 result = p * low * high;
+  return a == a ? result : a;
+}
+
+}  // namespace quire::QUIRE_ISA
