@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from quire.config.option import option
 from quire.errors import ConfigError
 
-KV_CACHE_DTYPES = ("auto", "float16", "bfloat16", "float32")
+KV_CACHE_DTYPES = ("auto", "float16", "bfloat16", "float32", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class CacheConfig:
     kv_cache_dtype: str = option(
         "auto",
         choices=KV_CACHE_DTYPES,
-        help="Number format of keys and values; auto is the model's. On a GPU it cannot be another.",
+        help="Number format of keys and values; auto is the model's. On a GPU it cannot be another; int8 is for CPUs.",
     )
     enable_prefix_caching: bool = option(True, help="Keep the blocks of past prompts and reuse them.")
 

@@ -40,6 +40,23 @@ class Unbuilt:
         return any(_comparable(value) == _comparable(other) for other in self.accepted)
 
 
+@dataclass(frozen=True, slots=True)
+class UnbuiltChoices:
+    """Choices of vLLM for an option that quire has, which are not built.
+
+    Attributes:
+        refused: The choices.
+        hint: What to do instead.
+    """
+
+    refused: tuple[str, ...]
+    hint: str
+
+    def accepts(self, value: Any) -> bool:
+        """Whether `value` is none of them; it need not be a choice of quire's either."""
+        return value not in self.refused
+
+
 _GROUPS: tuple[tuple[str, Mapping[str, tuple[Any, ...]]], ...] = (
     (
         "one engine uses one device: start one server per device, each on its own --port, and balance between them",
@@ -87,7 +104,6 @@ _GROUPS: tuple[tuple[str, Mapping[str, tuple[Any, ...]]], ...] = (
     (
         "leave it out: weights are read as they are, from safetensors in float32, float16 or bfloat16, or from GGUF",
         {
-            "quantization": ("none",),
             "quantization_config": NOTHING,
             "allow_deprecated_quantization": OFF,
         },
@@ -310,27 +326,54 @@ UNBUILT_ALIASES: Mapping[str, str] = {
     "-pcp": "prefill_context_parallel_size",
     "-ep": "enable_expert_parallel",
     "-asc": "api_server_count",
-    "-q": "quantization",
     "-sc": "speculative_config",
     "-cc": "compilation_config",
     "-ac": "attention_config",
     "-O": "optimization_level",
 }
 
-UNBUILT_VALUES: Mapping[str, tuple[str, ...]] = {
-    "load_format": (
-        "bitsandbytes",
-        "pt",
-        "npcache",
-        "sharded_state",
-        "tensorizer",
-        "runai_streamer",
-        "fastsafetensors",
-        "mistral",
+UNBUILT_CHOICES: Mapping[str, UnbuiltChoices] = {
+    "load_format": UnbuiltChoices(
+        (
+            "bitsandbytes",
+            "pt",
+            "npcache",
+            "sharded_state",
+            "tensorizer",
+            "runai_streamer",
+            "fastsafetensors",
+            "mistral",
+        ),
+        "use one of auto, safetensors, gguf, dummy",
     ),
-    "kv_cache_dtype": ("fp8", "fp8_e4m3", "fp8_e5m2", "nvfp4"),
+    "kv_cache_dtype": UnbuiltChoices(
+        ("fp8", "fp8_e4m3", "fp8_e5m2", "nvfp4"), "use one of auto, float16, bfloat16, float32, int8"
+    ),
+    "quantization": UnbuiltChoices(
+        (
+            "awq",
+            "awq_marlin",
+            "gptq",
+            "gptq_marlin",
+            "bitsandbytes",
+            "compressed-tensors",
+            "fp8",
+            "fbgemm_fp8",
+            "modelopt",
+            "modelopt_fp4",
+            "mxfp4",
+            "mxfp8",
+            "nvfp4",
+            "quark",
+            "squeezellm",
+            "torchao",
+            "experts_int8",
+        ),
+        "leave it out: weights are read from safetensors in float32, float16 or bfloat16, or from GGUF in any of its "
+        "formats; --quantization int8 or int4 rounds them at load, on a CPU",
+    ),
 }
-"""Choices of vLLM for options that quire has, which quire refuses as not built rather than as unknown."""
+"""What quire refuses as not built rather than as unknown."""
 
 UNBUILT_COMMANDS: Mapping[str, str] = {
     "run-batch": "`quire generate --file PROMPTS.jsonl --json` runs a file of prompts",
@@ -348,7 +391,7 @@ UNBUILT_COMMANDS: Mapping[str, str] = {
 
 
 def refuse_unbuilt(values: Mapping[str, Any], *, as_flags: bool) -> None:
-    """Checks options whose names are in `UNBUILT`.
+    """Checks options that are not built, or have choices that are not; passes over all others.
 
     Args:
         values: What was given, by name.
@@ -357,13 +400,14 @@ def refuse_unbuilt(values: Mapping[str, Any], *, as_flags: bool) -> None:
     Raises:
         ConfigError: Naming all the options at fault, with a hint for each.
     """
-    refused = {name: value for name, value in values.items() if not UNBUILT[name].accepts(value)}
+    known: dict[str, Unbuilt | UnbuiltChoices] = {**UNBUILT, **UNBUILT_CHOICES}
+    refused = {name: value for name, value in values.items() if name in known and not known[name].accepts(value)}
     if not refused:
         return
     shown = ", ".join(_shown(name, value, as_flags=as_flags) for name, value in refused.items())
     by_hint: dict[str, list[str]] = {}
     for name in refused:
-        by_hint.setdefault(UNBUILT[name].hint, []).append(name.replace("_", "-") if as_flags else name)
+        by_hint.setdefault(known[name].hint, []).append(name.replace("_", "-") if as_flags else name)
     if len(by_hint) == 1:
         hint = next(iter(by_hint))
     else:

@@ -28,7 +28,7 @@ class EngineConfig:
         Raises:
             ConfigError: An option that no owner knows or that is not built, or a value that its owner refuses.
         """
-        refuse_unbuilt({key: value for key, value in values.items() if key in UNBUILT}, as_flags=False)
+        refuse_unbuilt(values, as_flags=False)
         owners = {f.name: f.default_factory for f in fields(cls)}
         sorted_values: dict[str, dict[str, Any]] = {name: {} for name in owners}
         for key, value in values.items():

@@ -6,6 +6,7 @@ from quire.config.option import option
 from quire.errors import ConfigError
 
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
+QUANTIZATIONS = ("none", "gguf", "int8", "int4")
 LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 
 
@@ -26,6 +27,14 @@ class ModelConfig:
         basic=True,
         help="Number format of weights and activations. On a GPU auto is the checkpoint's own, and bfloat16 for "
         "float32 and quantised GGUF; on a CPU the fastest that keeps the checkpoint's accuracy.",
+    )
+    quantization: str | None = option(
+        None,
+        choices=QUANTIZATIONS,
+        aliases=("-q",),
+        basic=True,
+        help="Round the weights to int8 or int4 while they are loaded, on a CPU. A GGUF file's weights stay as they "
+        "are stored, with --dtype auto or with gguf; none and no value mean the same.",
     )
     max_model_len: int | None = option(
         None,
@@ -57,6 +66,11 @@ class ModelConfig:
             raise ConfigError(
                 f"load_format must be one of {', '.join(LOAD_FORMATS)}, got {self.load_format!r}",
                 param="load_format",
+            )
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise ConfigError(
+                f"quantization must be one of {', '.join(QUANTIZATIONS)}, got {self.quantization!r}",
+                param="quantization",
             )
         if self.trust_remote_code:
             raise ConfigError(

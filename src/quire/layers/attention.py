@@ -64,7 +64,7 @@ class Attention(nn.Module):
         key_cache, value_cache = batch.kv_caches[self.layer_index]
         query = self._query(self.qkv.forward(stream, norm=norm), key_cache, value_cache, batch)
         attended = attend(query, key_cache, value_cache, batch.attention, self.scale, self.sliding_window)
-        attended = attended.view(stream.shape[0], -1)
+        attended = attended.flatten(1)
         if rows is not None:
             stream, attended = stream.index_select(0, rows), attended.index_select(0, rows)
         return self.output.forward(attended, add_to=stream)

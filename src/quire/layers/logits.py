@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from quire.kernels.linear import PackedWeight, linear, pack
+from quire.layers.embedding import Embedding
 from quire.layers.parameter import empty_parameter
 
 
@@ -27,10 +28,15 @@ class LogitsHead(nn.Module):
             self.weight = empty_parameter(vocab_size, hidden_size, dtype=dtype, device=device)
         self.packed: PackedWeight | None = None
 
-    def finish_loading(self, embedding: torch.Tensor) -> None:
-        """Packs the weight, or for a tied head the embedding [vocab, hidden]. No effect the second time."""
+    def finish_loading(self, embedding: Embedding) -> None:
+        """Packs the weight, or for a tied head the embedding's. No effect the second time.
+
+        Packed embeddings are shared with a tied head.
+        """
+        if self.packed is None and self.is_tied:
+            self.packed = embedding.packed
         if self.packed is None:
-            weight = embedding if self.is_tied else self.weight
+            weight = embedding.weight if self.is_tied else self.weight
             assert weight is not None
             self.packed = pack(weight)
             self.weight = None

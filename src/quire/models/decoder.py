@@ -75,7 +75,7 @@ class DecoderModel(nn.Module):
     def products(self, num_tokens: int) -> list[Callable[[], object]]:
         """The matrix products of a step of so many tokens, one of each kind, on zeros: to compile their kernels."""
         layer, architecture = self._layers[0], self.architecture
-        stream = self.embedding.weight.new_zeros(num_tokens, architecture.hidden_size)
+        stream = self.norm.weight.new_zeros(num_tokens, architecture.hidden_size)
         width = architecture.num_attention_heads * architecture.head_dim
         attended = stream.new_zeros(num_tokens, width)
         gated = stream.new_zeros(num_tokens, architecture.intermediate_size)
@@ -110,8 +110,8 @@ class DecoderModel(nn.Module):
         for module in self.modules():
             if isinstance(module, Linear):
                 module.finish_loading()
-        self.logits.finish_loading(self.embedding.weight)
-        self.rotary = self.rotary.to(self.embedding.weight.device)
+        self.logits.finish_loading(self.embedding)
+        self.rotary = self.rotary.to(self.norm.weight.device)
         self.is_ready = True
 
     def num_weight_bytes(self) -> int:
@@ -121,8 +121,8 @@ class DecoderModel(nn.Module):
 
     def _packed_weights(self) -> Iterator[PackedWeight]:
         for module in self.modules():
-            packed = module.packed if isinstance(module, (Linear, LogitsHead)) else None
-            if packed is not None:
+            packed = module.packed if isinstance(module, (Linear, LogitsHead, Embedding)) else None
+            if packed is not None and not (module is self.logits and packed is self.embedding.packed):
                 yield packed
 
     def _make_layer(self, index: int, *, dtype: torch.dtype, device: str) -> DecoderLayer:

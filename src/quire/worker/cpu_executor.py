@@ -12,18 +12,24 @@ from quire.checkpoint.architecture import ModelArchitecture
 from quire.checkpoint.checkpoint import Checkpoint
 from quire.config.engine import EngineConfig
 from quire.errors import StepFailedError
-from quire.models.loading.load import load_weights
+from quire.kernels.native import NativeCpu, describe_kernels
+from quire.models.decoder import DecoderModel
+from quire.models.loading.load import load_packed_weights, load_weights
+from quire.models.loading.native_packing import NativePacking
 from quire.models.registry import create_model
 from quire.types.ids import BlockId, SequenceId, SlotIndex
 from quire.types.plan import NewSequence, StepPlan, StepResult
 from quire.types.sampling import SamplingParams
 from quire.worker import memory
-from quire.worker.dtype import dtype_name, resolve_dtype, resolve_kv_cache_dtype
-from quire.worker.kv_storage import allocate_kv_caches, block_num_bytes
+from quire.worker.cpu_formats import choose_formats, expected_weight_bytes
+from quire.worker.dtype import dtype_name
+from quire.worker.kv_storage import allocate_caches, block_num_bytes
 from quire.worker.memory import MemoryLedger
 from quire.worker.model_runner import ModelRunner
 from quire.worker.profiler import Profiler
+from quire.worker.recorded_model import RecordedModel
 from quire.worker.start_report import StartReport
+from quire.worker.step_model import TorchStepModel
 from quire.worker.threads import num_usable_cpus
 
 logger = logging.getLogger("quire.worker")
@@ -90,8 +96,8 @@ class CpuExecutor:
 
     @property
     def dtype(self) -> str:
-        """Number format of weights and activations ("bfloat16")."""
-        return dtype_name(self._dtype)
+        """Number format of most of the weights ("bfloat16", "Q4_1")."""
+        return self._formats.name
 
     @property
     def start_seconds(self) -> dict[str, float]:
@@ -141,24 +147,25 @@ class CpuExecutor:
     def _start(self, checkpoint: Checkpoint) -> None:
         config, scheduler = self._config, self._config.scheduler
         assert scheduler.max_num_seqs is not None and scheduler.max_num_batched_tokens is not None
-        self._dtype = resolve_dtype(config.model.dtype, checkpoint)
-        kv_dtype = resolve_kv_cache_dtype(config.cache.kv_cache_dtype, self._dtype)
-        self.memory = self._expect_memory(kv_dtype)
+        native = NativeCpu.create(self._num_threads)
+        self._formats = choose_formats(config, checkpoint, is_compiled=native is not None)
+        kv_dtype = self._formats.kv_cache
+        self.memory = self._expect_memory(checkpoint, is_compiled=native is not None)
         memory.check_weights_fit(self.memory)
-        model = create_model(checkpoint.architecture, dtype=self._dtype, max_model_len=self.max_model_len)
+        model = create_model(checkpoint.architecture, dtype=self._formats.activations, max_model_len=self.max_model_len)
         self._report.end_phase("build_model")
-        load_weights(model, checkpoint, progress=config.model.use_tqdm_on_load, seed=config.model.seed)
+        self._load(model, checkpoint, native)
         self._report.end_phase("load_weights")
         self.memory = replace(self.memory, weight_bytes=model.num_weight_bytes())
         num_blocks = memory.choose_num_blocks(
             self.memory, config.cache, max_num_seqs=scheduler.max_num_seqs, max_model_len=self.max_model_len
         )
         self.memory = replace(self.memory, num_blocks=num_blocks)
-        kv_caches = allocate_kv_caches(num_blocks=num_blocks, **self._kv_geometry(kv_dtype))
+        kv_caches = allocate_caches(num_blocks=num_blocks, **self._kv_geometry(kv_dtype))
         self._report.end_phase("kv_cache")
         self._runner = ModelRunner(
-            model,
-            kv_caches,
+            TorchStepModel(model, kv_caches.layers) if native is None else RecordedModel(model, native, kv_caches),
+            kv_caches.tensors,
             max_num_seqs=scheduler.max_num_seqs,
             max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,
@@ -166,21 +173,37 @@ class CpuExecutor:
         self._warm_up()
         self._report.end_phase("warm_up")
         logger.info("%s on %d threads, KV cache %s", self.dtype, self._num_threads, dtype_name(kv_dtype))
+        logger.info("%s", describe_kernels(native))
         logger.info("%s", self.memory.table())
 
-    def _expect_memory(self, kv_dtype: torch.dtype) -> MemoryLedger:
-        """The ledger before anything is loaded; weights are counted from the architecture."""
+    def _load(self, model: DecoderModel, checkpoint: Checkpoint, native: NativeCpu | None) -> None:
+        options = self._config.model
+        if native is None:
+            load_weights(model, checkpoint, progress=options.use_tqdm_on_load, seed=options.seed)
+            return
+        packing = NativePacking(native, self._formats.weights)
+        load_packed_weights(model, checkpoint, packing, progress=options.use_tqdm_on_load, seed=options.seed)
+        sizes = (f"{size / 2**20:.1f} MiB {name}" for name, size in packing.num_bytes.items())
+        logger.info("weights: %s", ", ".join(sizes))
+
+    def _expect_memory(self, checkpoint: Checkpoint, *, is_compiled: bool) -> MemoryLedger:
+        """The ledger before anything is loaded; weights are counted from the checkpoint or the architecture."""
+        if is_compiled:
+            num_parameters = memory.count_parameters(self.architecture, copies_tied_head=False)
+            weight_bytes = expected_weight_bytes(checkpoint, self._formats, num_parameters)
+        else:
+            weight_bytes = memory.count_parameters(self.architecture) * self._formats.activations.itemsize
         scheduler, cache = self._config.scheduler, self._config.cache
         assert scheduler.max_num_seqs is not None and scheduler.max_num_batched_tokens is not None
         return MemoryLedger(
             available_bytes=memory.available_bytes(),
             utilization=cache.gpu_memory_utilization,
-            weight_bytes=memory.count_parameters(self.architecture) * self._dtype.itemsize,
+            weight_bytes=weight_bytes,
             activation_bytes=memory.estimate_activation_bytes(
                 self.architecture, num_tokens=scheduler.max_num_batched_tokens, num_rows=scheduler.max_num_seqs
             ),
             rest_bytes=memory.resident_bytes(),
-            block_bytes=block_num_bytes(**self._kv_geometry(kv_dtype)),
+            block_bytes=block_num_bytes(**self._kv_geometry(self._formats.kv_cache)),
             block_size=cache.block_size,
         )
 

@@ -31,10 +31,10 @@ from quire.worker.batch_state import UNKNOWN_TOKEN, BatchState, StepRows
 from quire.worker.decode_graphs import DecodeGraphs
 from quire.worker.device_sampling import DeviceSampling, PendingLogprobs
 from quire.worker.forward_inputs import token_positions
-from quire.worker.model_runner import Model
 from quire.worker.moment import Moment
 from quire.worker.prompt_logprobs import PendingPromptLogprobs, PromptSpan, find_prompt_spans, launch_span
 from quire.worker.staging import Download, Staging
+from quire.worker.step_model import Model
 from quire.worker.token_masks import wait_for_mask
 
 _NO_TOKEN = 0

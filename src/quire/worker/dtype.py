@@ -8,12 +8,13 @@ import torch
 from quire.checkpoint.checkpoint import Checkpoint
 from quire.errors import ConfigError
 
-_BY_NAME = {
+DTYPES_BY_NAME = {
     "half": torch.float16,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float": torch.float32,
     "float32": torch.float32,
+    "int8": torch.int8,
 }
 _BY_CONFIG_NAME = {"bfloat16": "BF16", "float16": "F16"}
 _BFLOAT16_FLAGS = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
@@ -38,8 +39,8 @@ def resolve_dtype(
         flags: The CPU's features; read from the machine by default.
     """
     if name != "auto":
-        return _BY_NAME[name]
-    stored = _prevailing_format(checkpoint)
+        return DTYPES_BY_NAME[name]
+    stored = prevailing_format(checkpoint)
     if device == "cuda":
         return torch.float16 if stored == "F16" else torch.bfloat16
     flags = cpu_flags() if flags is None else flags
@@ -53,7 +54,7 @@ def resolve_kv_cache_dtype(name: str, dtype: torch.dtype, *, device: str = "cpu"
     Raises:
         ConfigError: Another one than the model's on a GPU.
     """
-    wanted = dtype if name == "auto" else _BY_NAME[name]
+    wanted = dtype if name == "auto" else DTYPES_BY_NAME[name]
     if device == "cuda" and wanted != dtype:
         raise ConfigError(
             f"kv_cache_dtype {name} is not that of the model, {dtype_name(dtype)}, and a GPU needs them equal",
@@ -81,7 +82,7 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
     return frozenset()
 
 
-def _prevailing_format(checkpoint: Checkpoint) -> str:
+def prevailing_format(checkpoint: Checkpoint) -> str:
     """The format of most of the checkpoint's bytes ("BF16", "Q4_K"); without tensors, what its config names."""
     if not checkpoint.tensors:
         return _BY_CONFIG_NAME.get(checkpoint.architecture.dtype or "", "F32")

@@ -1,53 +1,34 @@
 """One step on one device: applies the plan, runs the model, draws the next tokens."""
 
 import time
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from quire.kernels.block_copy import copy_blocks
 from quire.kernels.sample import SamplingBatch, draw_tokens, pick_logprobs
-from quire.layers.forward_batch import ForwardBatch
 from quire.types.ids import SequenceId, SlotIndex
 from quire.types.plan import NO_TOKEN_LEFT, PositionLogprobs, StepPlan, StepResult
 from quire.worker.batch_state import BatchState, StepRows
-from quire.worker.forward_inputs import make_forward_batch
 from quire.worker.prompt_logprobs import PromptSpan, clip_num_top, find_prompt_spans, score_span, to_positions
 from quire.worker.sampling_state import SamplingState
+from quire.worker.step_model import StepModel
 from quire.worker.token_masks import wait_for_mask
 
 _NO_TOKEN = 0
-
-
-class Model(Protocol):
-    """What a runner needs of a model.
-
-    Attributes:
-        dtype: Of the activations.
-        sliding_windows: The windows of its layers.
-    """
-
-    dtype: torch.dtype
-    sliding_windows: tuple[int | None, ...]
-
-    def __call__(self, batch: ForwardBatch) -> torch.Tensor:
-        """Final hidden states [N, hidden] of `batch.logit_rows`. Writes keys and values into `batch.kv_caches`."""
-
-    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[N, hidden] -> [N, vocabulary] float32, a fresh tensor."""
 
 
 class ModelRunner:
     """Runs plans in order on the sequences that it holds.
 
     Args:
-        kv_caches: Per layer keys and values, each [num_blocks, block_size, num_kv_heads, head_dim].
+        model: Runs the forward pass.
+        kv_caches: What a copy of a block copies, each [num_blocks, block_size, ...].
     """
 
     def __init__(
         self,
-        model: Model,
+        model: StepModel,
         kv_caches: list[tuple[torch.Tensor, torch.Tensor]],
         *,
         max_num_seqs: int,
@@ -92,16 +73,8 @@ class ModelRunner:
         drawing_rows = (rows.num_tokens.cumsum() - 1)[rows.samples]
         num_samples = len(drawing_rows)
         logit_rows = np.concatenate([drawing_rows, *(span.logit_rows for span in spans)])
-        batch = make_forward_batch(
-            self.state,
-            rows,
-            logit_rows,
-            self._kv_caches,
-            dtype=self._model.dtype,
-            sliding_windows=self._model.sliding_windows,
-        )
         self.state.advance(rows)
-        hidden = self._model(batch)
+        hidden = self._model.run(self.state, rows, logit_rows)
         if num_samples:
             self._sample(plan, rows, hidden[:num_samples], result)
         if spans:

@@ -2,17 +2,27 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from quire.checkpoint.architecture import parse_architecture
+from quire.kernels.linear.native import pack
+from quire.kernels.native import NativeCpu, extension
 from quire.kernels.paged_attention import prepare
+from quire.layers.embedding import Embedding
 from quire.layers.forward_batch import ForwardBatch
+from quire.layers.linear import Linear
+from quire.layers.logits import LogitsHead
 from quire.models.decoder import DecoderModel
 from quire.models.registry import create_model
+from quire.worker.batch_state import StepRows
+from quire.worker.kv_storage import KVCaches
+from quire.worker.recorded_model import RecordedModel
 
 SIZES: dict[str, Any] = {
     "vocab_size": 131,
@@ -54,7 +64,6 @@ def make_model(
     state = reference.state_dict()
     for name, place in model.tensor_map().items():
         parameters[place.parameter][place.row_start : place.row_start + place.num_rows].copy_(state[name])
-    model.finish_loading()
     return model
 
 
@@ -140,6 +149,56 @@ class PagedDriver:
         return slots
 
 
+class RecordedDriver:
+    """The same with the compiled kernels: the model's step is recorded once, every call replays it.
+
+    Args:
+        model: Its weights are packed in their own number format.
+        block_size: Tokens per block.
+    """
+
+    def __init__(self, model: DecoderModel, *, block_size: int = 16, num_blocks: int = 64) -> None:
+        native = NativeCpu.create(2)
+        assert native is not None
+        for module in model.modules():
+            if isinstance(module, (Linear, Embedding, LogitsHead)) and module.weight is not None:
+                module.packed, module.weight = pack(native, module.weight), None
+        model.finish_loading()
+        architecture = model.architecture
+        shape = (num_blocks, block_size, architecture.num_key_value_heads, architecture.head_dim)
+        layers = [
+            (torch.full(shape, float("nan"), dtype=model.dtype), torch.full(shape, float("nan"), dtype=model.dtype))
+            for _ in range(architecture.num_hidden_layers)
+        ]
+        self.model = RecordedModel(model, native, KVCaches(layers))
+        self.block_size = block_size
+        self._slots: dict[str, int] = {}
+        self._lengths = np.zeros(8, np.int64)
+        free = random.Random(3).sample(range(num_blocks), num_blocks)
+        tables = np.array(free, np.int32).reshape(8, -1)
+        self._state = SimpleNamespace(
+            token_ids=np.zeros((8, num_blocks // 8 * block_size), np.int32), block_tables=tables
+        )
+
+    def step(self, work: dict[str, list[int]], *, num_last: int | None = None) -> dict[str, torch.Tensor]:
+        """See `PagedDriver.step`."""
+        slots = np.array([self._slots.setdefault(name, len(self._slots)) for name in work], np.int64)
+        counts = np.array([len(token_ids) for token_ids in work.values()], np.int64)
+        starts = self._lengths[slots]
+        for slot, start, token_ids in zip(slots, starts, work.values(), strict=True):
+            self._state.token_ids[slot, start : start + len(token_ids)] = token_ids
+        self._lengths[slots] += counts
+        rows = list(np.split(np.arange(counts.sum()), counts.cumsum()[:-1]))
+        if num_last is not None:
+            rows = [sequence_rows[len(sequence_rows) - num_last :] for sequence_rows in rows]
+        step_rows = StepRows(np.arange(len(slots)), slots, starts, counts, np.ones(len(slots), bool))
+        logits = self.model.compute_logits(self.model.run(self._state, step_rows, np.concatenate(rows)))
+        return dict(zip(work, logits.split([len(sequence_rows) for sequence_rows in rows]), strict=True))
+
+
+DRIVERS = {"torch": PagedDriver} | ({"compiled": RecordedDriver} if extension() else {})
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """These models are too small to share work; threads would wait for each other."""
@@ -161,7 +220,7 @@ def model_of() -> Callable[..., DecoderModel]:
     return make_model
 
 
-@pytest.fixture
-def driver_of() -> type[PagedDriver]:
-    """PagedDriver(model, block_size=...)."""
-    return PagedDriver
+@pytest.fixture(params=DRIVERS)
+def driver_of(request: pytest.FixtureRequest) -> type[PagedDriver] | type[RecordedDriver]:
+    """PagedDriver(model, block_size=...) or RecordedDriver."""
+    return DRIVERS[request.param]

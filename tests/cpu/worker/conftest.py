@@ -10,6 +10,7 @@ from quire.types.sampling import SamplingParams
 from quire.worker.cuda_runner import CudaModelRunner
 from quire.worker.kv_storage import allocate_kv_caches
 from quire.worker.model_runner import ModelRunner
+from quire.worker.step_model import TorchStepModel
 
 BLOCK_SIZE = 4
 VOCAB_SIZE = 48
@@ -221,7 +222,7 @@ def make_runner(request):
             values.fill_(torch.nan)
         sizes = {"max_num_seqs": max_num_seqs, "max_model_len": MAX_MODEL_LEN, "vocab_size": VOCAB_SIZE}
         if request.param == "cpu":
-            return ModelRunner(model, caches, **sizes)
+            return ModelRunner(TorchStepModel(model, caches), caches, **sizes)
         return LaunchingRunner(model, caches, num_heads=NUM_HEADS, **sizes)
 
     return make

@@ -9,7 +9,11 @@ import torch
 from quire.checkpoint.checkpoint import open_checkpoint
 from quire.config.engine import EngineConfig
 from quire.errors import ConfigError, InsufficientMemoryError, StepFailedError
+from quire.kernels import native
+from quire.kernels.linear.native import unpack
+from quire.kernels.native import NativeCpu
 from quire.worker.cpu_executor import CpuExecutor
+from quire.worker.step_model import TorchStepModel
 
 ARCHITECTURE = {
     "architectures": ["LlamaForCausalLM"],
@@ -21,15 +25,22 @@ ARCHITECTURE = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 128,
-    "tie_word_embeddings": True,
+    "tie_word_embeddings": False,
     "torch_dtype": "float32",
 }
 PROMPT = [5, 17, 3, 30, 8, 8, 41, 2, 19, 26, 7]
 
 
-@pytest.fixture
-def start(tmp_path):
-    """A function that starts an executor on a tiny random Llama; all are shut down afterwards."""
+@pytest.fixture(params=["compiled", "torch"])
+def start(request, tmp_path, monkeypatch):
+    """A function that starts an executor on a tiny random Llama; all are shut down afterwards.
+
+    Once with the compiled kernels, once as if quire had been installed without a compiler.
+    """
+    if request.param == "torch":
+        monkeypatch.setattr(native, "extension", lambda: None)
+    elif native.extension() is None:
+        pytest.skip("quire was installed without compiled kernels")
     (tmp_path / "config.json").write_text(json.dumps(ARCHITECTURE))
     (tmp_path / "tokenizer.json").write_text("{}")
     executors = []
@@ -195,12 +206,29 @@ def test_batched_forked_and_resumed_sequences_equal_lone_ones(start, maker, mix)
     assert drawn[beside] == expected_other
 
 
+def poisoning(executor, token_id):
+    """Functions that make the embedding of a token NaN, and what it was."""
+    model = executor._runner._model
+    if isinstance(model, TorchStepModel):
+        row = model._model.embedding.weight[token_id]
+        kept = row.clone()
+        return lambda: row.fill_(torch.nan), lambda: row.copy_(kept)
+    embedding, first = model._forward._kept[0], token_id // 16 * 16
+    group = unpack(embedding)[first : first + 16].contiguous()
+    poisoned = group.clone()
+    poisoned[token_id - first] = torch.nan
+    pool = NativeCpu.create(1).pool
+    return (
+        lambda: embedding.data.write_floats(pool, 0, first, poisoned.numpy()),
+        lambda: embedding.data.write_floats(pool, 0, first, group.numpy()),
+    )
+
+
 def test_what_a_poisoned_sequence_leaves_in_its_blocks_is_never_read(start, maker):
     executor = start()
     expected = decode(executor, maker, 5)
-    embedding = executor._runner._model.embedding.weight
-    kept = embedding[40].clone()
-    embedding[40] = torch.nan
+    poison, heal = poisoning(executor, 40)
+    poison()
     healthy = maker.enter(1, PROMPT)
     poisoned = maker.enter(0, [40] * 21, compute=20)
     tokens, failures = execute(executor, maker)
@@ -212,5 +240,5 @@ def test_what_a_poisoned_sequence_leaves_in_its_blocks_is_never_read(start, make
     assert list(failures) == [poisoned]
     maker.release(0)
     # The blocks freed last are taken first.
-    embedding[40] = kept
+    heal()
     assert decode(executor, maker, 5) == expected

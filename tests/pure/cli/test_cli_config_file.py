@@ -67,7 +67,7 @@ def test_an_unknown_key_names_its_neighbour(file: Path) -> None:
 
 
 def test_what_asks_for_the_usual_passes(file: Path) -> None:
-    file.write_text("tensor-parallel-size: 1\nenable-lora: false\nquantization: null\nswap_space: 0\n")
+    file.write_text("tensor-parallel-size: 1\nenable-lora: false\nquantization_config: null\nswap_space: 0\n")
     assert COMMAND.parse(["--config", str(file)]).values == {"config": str(file)}
 
 

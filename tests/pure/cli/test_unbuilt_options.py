@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from quire.config.compatibility import UNBUILT, UNBUILT_ALIASES, UNBUILT_VALUES
+from quire.config.compatibility import UNBUILT, UNBUILT_ALIASES, UNBUILT_CHOICES
 from quire.config.engine import EngineConfig
 from quire.config.option import options_of
 from quire.config.server import ServerConfig
@@ -25,7 +25,7 @@ SERVE_COMMANDS = [
         "--served-model-name qwen3-32B --max-num-seqs 5 --enable-chunked-prefill --gpu-memory-utilization 0.85 "
         "--enable-auto-tool-choice --tool-call-parser hermes --load_format bitsandbytes "
         "--quantization bitsandbytes --swap-space 32 --port 8008",
-        ["--quantization bitsandbytes", "--swap-space 32"],
+        ["--load-format bitsandbytes", "--quantization bitsandbytes", "--swap-space 32"],
     ),
     ("--model Qwen/Qwen2.5-7B-Instruct --port 8000", []),
     ("--model Qwen/Qwen2.5-7B-Instruct --port 8000 --tensor-parallel-size 2", ["--tensor-parallel-size 2"]),
@@ -134,9 +134,9 @@ def test_the_table_and_the_options_are_apart() -> None:
     built = {name for option_class in ENGINE_GROUPS.values() for name in options_of(option_class)}
     assert not built & UNBUILT.keys()
     assert set(UNBUILT_ALIASES.values()) <= UNBUILT.keys()
-    assert UNBUILT_VALUES.keys() <= built
+    assert UNBUILT_CHOICES.keys() <= built
     choices = {flag.name: flag.option.choices for flag in SERVE.flags}
-    assert not any(set(names) & set(choices[option]) for option, names in UNBUILT_VALUES.items())
+    assert not any(set(names) & set(choices[option]) for option, names in UNBUILT_CHOICES.items())
 
 
 @pytest.mark.parametrize("name", COMMANDS)

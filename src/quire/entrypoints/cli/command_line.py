@@ -106,7 +106,7 @@ class CommandLine:
         namespace, rest = self._parser.parse_known_args([_with_dashes(word) for word in words])
         given = vars(namespace)
         unbuilt = {name.removeprefix(_UNBUILT): given.pop(name) for name in list(given) if name.startswith(_UNBUILT)}
-        refuse_unbuilt(unbuilt, as_flags=True)
+        refuse_unbuilt(given | unbuilt, as_flags=True)
         bare_words = self._bare_words(rest)
         flags = {flag.name: flag for flag in self.flags}
         values = {name: flags[name].convert(value) for name, value in given.items()}
@@ -123,7 +123,7 @@ class CommandLine:
         Raises:
             ConfigError: It cannot be read, or holds anything but known options with values of their kind.
         """
-        values: dict[str, Any] = {}
+        given: dict[str, Any] = {}
         unbuilt: dict[str, Any] = {}
         for key, value in _read_yaml(path).items():
             spelling = "--" + str(key).replace("_", "-")
@@ -132,13 +132,13 @@ class CommandLine:
                 unbuilt[name] = value if switched_on else not value
             elif spelling in self.spellings and spelling != "--config":
                 flag, switched_on = self.spellings[spelling]
-                converted = flag.convert(value)
-                values[flag.name] = converted if switched_on else not converted
+                given[flag.name] = value if switched_on else not flag.convert(value)
             else:
                 hint = _nearest(spelling, self.spellings) or f"`quire {self.name} --help=all` lists the options"
                 raise ConfigError(f"{path}: unknown key {key!r}", hint=hint.replace("--", ""), param=str(key))
-        refuse_unbuilt(unbuilt, as_flags=True)
-        return values
+        refuse_unbuilt(given | unbuilt, as_flags=True)
+        flags = {flag.name: flag for flag in self.flags}
+        return {name: flags[name].convert(value) for name, value in given.items()}
 
     def _bare_words(self, rest: Sequence[str]) -> list[str]:
         unknown = next((word for word in rest if word.startswith("-") and word != "-"), None)

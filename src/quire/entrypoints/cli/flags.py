@@ -7,7 +7,6 @@ from decimal import Decimal
 from types import MappingProxyType, NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from quire.config.compatibility import UNBUILT_VALUES
 from quire.config.option import Option, options_of
 from quire.errors import ConfigError
 
@@ -73,11 +72,6 @@ class Flag:
         converted = self._typed(value)
         choices = self.option.choices
         if choices and converted not in choices:
-            if converted in UNBUILT_VALUES.get(self.name, ()):
-                hint = f"use one of {', '.join(choices)}"
-                raise ConfigError(
-                    f"not built in this version of quire: {self.flag} {converted}", hint=hint, param=self.name
-                )
             raise self._refuse(f"one of {', '.join(choices)}", value)
         return converted
 

@@ -8,31 +8,20 @@ same launch.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 
 from quire.kernels.linear import cpu, onednn, torch_cpu
+from quire.kernels.native.recording import NormWeight, Recorded
 
 __all__ = ["NormWeight", "PackedWeight", "linear", "pack"]
-
-
-class NormWeight(NamedTuple):
-    """An RMS norm of the input.
-
-    Attributes:
-        weight: [in], of the input's dtype.
-        epsilon: Keeps a row of zeros finite.
-    """
-
-    weight: torch.Tensor
-    epsilon: float
 
 
 Multiply = Callable[
     [
         torch.Tensor,
-        torch.Tensor,
+        Any,
         torch.Tensor | None,
         NormWeight | None,
         bool,
@@ -53,7 +42,7 @@ class PackedWeight:
         num_bytes: Memory that it takes.
     """
 
-    data: torch.Tensor
+    data: Any
     multiply: Multiply
     out_features: int
     in_features: int
@@ -62,6 +51,8 @@ class PackedWeight:
 
 def pack(weight: torch.Tensor) -> PackedWeight:
     """Copies a weight [out, in] into the fastest layout; the result may share memory with it where none is faster.
+
+    The compiled CPU kernels have layouts of their own: `native.py`.
 
     On a GPU the weight must not change afterwards, not even between two products: a kernel loads it while its
     predecessors in the stream still run.
@@ -96,6 +87,8 @@ def linear(
     Returns:
         [T, out] or [T, I]: `add_to` where there is one, else a new contiguous tensor.
     """
+    if isinstance(x, Recorded):
+        return x.recording.linear(x, weight, bias, norm, gated, add_to)
     assert x.dim() == 2 and x.shape[1] == weight.in_features, (
         f"x {tuple(x.shape)} does not fit a weight [{weight.out_features}, {weight.in_features}]"
     )

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import torch
 
+from quire.kernels.native.recording import Recorded
 from quire.kernels.paged_attention import torch_cpu
 from quire.kernels.paged_attention.cuda_plan import CudaAttentionMetadata
 from quire.kernels.paged_attention.plan import AttentionMetadata
@@ -98,6 +99,8 @@ def attend(
     Returns:
         [T, H, D] contiguous, of the query's dtype. Rows of padding are finite.
     """
+    if isinstance(query, Recorded):
+        return query.recording.attend(query, key_cache, scale, sliding_window, soft_cap)
     assert query.dim() == 3 and query.shape[0] == metadata.num_tokens and query.shape[2] == key_cache.shape[3], (
         f"query {tuple(query.shape)}, prepared for {metadata.num_tokens} tokens, cache {tuple(key_cache.shape)}"
     )

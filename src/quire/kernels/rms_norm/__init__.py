@@ -2,6 +2,7 @@
 
 import torch
 
+from quire.kernels.native.recording import Recorded
 from quire.kernels.rms_norm import torch_cpu
 
 __all__ = ["rms_norm"]
@@ -19,6 +20,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float, rows: torch.
     Returns:
         [..., W], or [N, W] with `rows`; a new contiguous tensor of x's dtype.
     """
+    if isinstance(x, Recorded):
+        assert rows is None
+        return x.recording.rms_norm(x, weight, epsilon)
     assert weight.shape == x.shape[-1:], f"weight {tuple(weight.shape)} does not fit x {tuple(x.shape)}"
     assert rows is None or (rows.dim() == 1 and x.dim() == 2), f"rows {tuple(rows.shape)} of x {tuple(x.shape)}"
     if x.is_cuda:

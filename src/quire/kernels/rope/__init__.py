@@ -2,6 +2,7 @@
 
 import torch
 
+from quire.kernels.native.recording import StepInput
 from quire.kernels.rope import torch_cpu
 
 __all__ = ["rope", "rope_tables"]
@@ -27,6 +28,9 @@ def rope_tables(
         On a CPU, of `dtype`: cosines [T, 1, R], both halves equal, and sines [T, 1, R], the first half negated.
         On a GPU, float32: cosines [T, R/2] and sines [T, R/2].
     """
+    if isinstance(positions, StepInput):
+        assert positions.recording is not None
+        return positions.recording.rope_tables(inverse_frequencies, factor)
     if positions.is_cuda:
         from quire.kernels.rope import triton
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from quire.kernels.native.recording import Recorded
 from quire.kernels.rope_kv_write import torch_cpu
 
 __all__ = ["rope_kv_write"]
@@ -40,6 +41,8 @@ def rope_kv_write(
     Returns:
         query: [T, H, D], a new contiguous tensor of qkv's dtype.
     """
+    if isinstance(qkv, Recorded):
+        return qkv.recording.rope_kv_write(qkv, rotation[0], key_cache, num_heads, query_norm, key_norm, epsilon)
     head_dim = key_cache.shape[3]
     expected = (len(slot_mapping), (num_heads + 2 * num_kv_heads) * head_dim)
     assert qkv.shape == expected and key_cache.shape[2] == num_kv_heads, (

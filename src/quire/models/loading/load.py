@@ -7,10 +7,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from quire.checkpoint.checkpoint import Checkpoint
+from quire.kernels.linear import PackedWeight
+from quire.layers.embedding import Embedding
 from quire.layers.linear import Linear
+from quire.layers.logits import LogitsHead
 from quire.models.decoder import DecoderModel
+from quire.models.loading.dequantize import Dequantizer
 from quire.models.loading.mapped_files import MappedFiles
 from quire.models.loading.matching import Transfer, match_tensors
+from quire.models.loading.native_packing import NativePacking
 from quire.models.loading.random_weights import RandomWeights
 from quire.models.loading.weight_writer import WeightWriter
 from quire.models.registry import create_model
@@ -66,6 +71,65 @@ def load_weights(
 
 
 @torch.no_grad()
+def load_packed_weights(
+    model: DecoderModel, checkpoint: Checkpoint, packing: NativePacking, *, progress: bool = True, seed: int = 0
+) -> None:
+    """Fills a model that was built on the meta device for the compiled CPU kernels.
+
+    Matrices go from their files into the kernels' layout, vectors become parameters. See `load_model`.
+    """
+    if checkpoint.format == "dummy":
+        for name in fill_parameters(model, checkpoint, progress=False, device=torch.device("cpu"), seed=seed):
+            module = _matrix_owner(model, name)
+            if module is not None:
+                assert module.weight is not None
+                _take_packed(module, packing.pack_floats(module.weight, is_vocabulary=not isinstance(module, Linear)))
+        model.finish_loading()
+        model.eval()
+        return
+    transfers = match_tensors(checkpoint, model.tensor_map(), dict(model.named_parameters()))
+    files = MappedFiles()
+    total = sum(transfer.entry.num_bytes for transfer in transfers)
+    with (
+        Dequantizer() as dequantizer,
+        WeightWriter(torch.device("cpu")) as writer,
+        tqdm(total=total, unit="B", unit_scale=True, desc="Loading weights", disable=None if progress else True) as bar,
+    ):
+        for name, of_parameter in _by_parameter(transfers).items():
+            module, parameter = _matrix_owner(model, name), model.get_parameter(name)
+            if module is None:
+                parameter = _allocate(model, name, parameter, torch.device("cpu"))
+                for transfer in of_parameter:
+                    _put(writer, parameter, files.rows(transfer.entry), transfer)
+            else:
+                packed = packing.pack(
+                    parameter.shape,
+                    of_parameter,
+                    lambda transfer: _in_order(files.rows(transfer.entry), transfer),
+                    dequantizer,
+                    is_vocabulary=not isinstance(module, Linear),
+                )
+                _take_packed(module, packed)
+            for transfer in of_parameter:
+                files.forget(transfer.entry)
+                bar.update(transfer.entry.num_bytes)
+    packing.report()
+    model.finish_loading()
+    model.eval()
+
+
+def _matrix_owner(model: DecoderModel, name: str) -> Linear | Embedding | LogitsHead | None:
+    """The module whose matrix that parameter is; None for a vector."""
+    owner, _, attribute = name.rpartition(".")
+    module = model.get_submodule(owner)
+    return module if attribute == "weight" and isinstance(module, (Linear, Embedding, LogitsHead)) else None
+
+
+def _take_packed(module: Linear | Embedding | LogitsHead, packed: PackedWeight) -> None:
+    module.packed, module.weight = packed, None
+
+
+@torch.no_grad()
 def fill_parameters(
     model: DecoderModel, checkpoint: Checkpoint, *, progress: bool, device: torch.device, seed: int
 ) -> Iterator[str]:
@@ -109,11 +173,14 @@ def _allocate(model: nn.Module, name: str, parameter: nn.Parameter, device: torc
 
 def _put(writer: WeightWriter, parameter: Tensor, rows: Tensor, transfer: Transfer) -> None:
     """Writes one tensor into its rows of the parameter."""
-    if transfer.interleaved_heads:
-        rows = _halves_first(rows, transfer.interleaved_heads)
     place = transfer.placement
     target = parameter[place.row_start : place.row_start + place.num_rows]
-    writer.write(rows, transfer.entry.dtype, target.view(place.num_rows, -1))
+    writer.write(_in_order(rows, transfer), transfer.entry.dtype, target.view(place.num_rows, -1))
+
+
+def _in_order(rows: Tensor, transfer: Transfer) -> Tensor:
+    """A tensor's rows in the order in which the model has them."""
+    return _halves_first(rows, transfer.interleaved_heads) if transfer.interleaved_heads else rows
 
 
 def _halves_first(rows: Tensor, num_heads: int) -> Tensor:

@@ -16,6 +16,7 @@ class MappedFiles:
 
     def __init__(self) -> None:
         self._files: dict[Path, Tensor] = {}
+        self._mappings: dict[Path, mmap.mmap] = {}
 
     def rows(self, entry: TensorEntry) -> Tensor:
         """The tensor's bytes, uint8 [rows, bytes per row], not copied.
@@ -33,6 +34,13 @@ class MappedFiles:
         num_rows = entry.shape[0] if entry.shape else 1
         return file_bytes[entry.offset : entry.offset + entry.num_bytes].view(num_rows, -1)
 
+    def forget(self, entry: TensorEntry) -> None:
+        """Gives back the memory that a tensor's bytes took; reading them again takes it again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start = entry.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            length = entry.offset + entry.num_bytes - start
+            self._mappings[entry.file].madvise(mmap.MADV_DONTNEED, start, length)
+
     def _map(self, path: Path) -> Tensor:
         if path not in self._files:
             try:
@@ -43,5 +51,6 @@ class MappedFiles:
             with warnings.catch_warnings():
                 # torch warns that nothing keeps us from writing to memory that cannot be written to.
                 warnings.simplefilter("ignore", UserWarning)
+                self._mappings[path] = mapping
                 self._files[path] = torch.frombuffer(mapping, dtype=torch.uint8)
         return self._files[path]

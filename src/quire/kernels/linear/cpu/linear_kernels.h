@@ -85,8 +85,8 @@ inline void quantise_block(f32x16 first, f32x16 second, QuantisedBlock* out) {
     store(lanes, q[half]);
     for (int i = 0; i < 16; ++i) sums[half] += lanes[i];
   }
-  // A row that is not finite makes its results NaN.
-  out->scale = top < INFINITY ? top / 127.0f : NAN;
+  // What is not finite makes the row's results NaN; a maximum may pass over it.
+  out->scale = sum((first + second) * 0.0f) == 0.0f ? top / 127.0f : NAN;
   out->scaled_sum = out->scale * static_cast<float>(sums[0] + sums[1]);
   out->shifted_sum = -128 * (sums[0] + sums[1]);
   out->shifted_first = -128 * sums[0];
@@ -292,14 +292,25 @@ QUIRE_INLINE f32x16 add_block(const UnpackedBlock& block, const QuantisedBlock& 
 template <WeightFormat kFormat, int H>
 void multiply_quantised(const Segment& segment, int64_t group, const uint8_t* tile, f32x16* out) {
   const QuantisedBlock* x = reinterpret_cast<const QuantisedBlock*>(tile);
-  f32x16 sums[H] = {};
+  f32x16 sums[H];
+#pragma GCC unroll 12
+  for (int h = 0; h < H; ++h) sums[h] = f32x16{};
   UnpackedBlock block;
+  const uint8_t* quants = segment.quants_of(group, 0);
+  const uint8_t* scales = segment.scales_of(group, 0);
+  const uint8_t* supers = segment.supers_of(group, 0);
+  const int64_t quant_bytes = segment.quant_bytes(), scale_bytes = traits(kFormat).scale_bytes;
+  const int64_t super_bytes = kFormat == WeightFormat::kInt8 ? 0 : traits(kFormat).super_bytes;
   for (int64_t b = 0; b < segment.num_blocks; ++b, x += H) {
-    unpack_quants<kFormat>(segment.quants_of(group, b), block.q);
-    unpack_scales<kFormat>(segment.scales_of(group, b), segment.supers_of(group, b), &block);
+    unpack_quants<kFormat>(quants, block.q);
+    unpack_scales<kFormat>(scales, supers, &block);
+    quants += quant_bytes;
+    scales += scale_bytes;
+    if (b % kSuperBlocks == kSuperBlocks - 1) supers += super_bytes;
 #pragma GCC unroll 12
     for (int h = 0; h < H; ++h) sums[h] = add_block<kFormat>(block, x[h], sums[h]);
   }
+#pragma GCC unroll 12
   for (int h = 0; h < H; ++h) out[h] = sums[h];
 }
 
@@ -315,7 +326,9 @@ template <WeightFormat kFormat, int H>
 void multiply_floats(const Segment& segment, int64_t group, const uint8_t* tile, f32x16* out) {
   const uint8_t* weight = segment.quants_of(group, 0);
   const int64_t num_columns = segment.num_blocks * kBlockColumns;
-  f32x16 sums[H] = {};
+  f32x16 sums[H];
+#pragma GCC unroll 12
+  for (int h = 0; h < H; ++h) sums[h] = f32x16{};
   if constexpr (kFormat == WeightFormat::kBfloat16) {
     for (int64_t pair = 0; pair < num_columns / 2; ++pair, weight += 64) {
 #if defined(__AVX512BF16__)
@@ -347,6 +360,7 @@ void multiply_floats(const Segment& segment, int64_t group, const uint8_t* tile,
       for (int h = 0; h < H; ++h) sums[h] = fma(w, splat(x[h]), sums[h]);
     }
   }
+#pragma GCC unroll 12
   for (int h = 0; h < H; ++h) out[h] = sums[h];
 }
 

@@ -27,24 +27,28 @@ typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef uint8_t u8x16 __attribute__((vector_size(16)));
 typedef uint8_t u8x64 __attribute__((vector_size(64)));
 
+// A vector anywhere in memory. Not memcpy: GCC 12 then takes the way over the stack.
+template <typename V>
+struct InMemory {
+  typedef V Vector __attribute__((aligned(1), may_alias));
+};
+
 template <typename V>
 QUIRE_INLINE V load(const void* from) {
-  V value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
+  return *static_cast<const typename InMemory<V>::Vector*>(from);
 }
 
 template <typename V>
 QUIRE_INLINE void store(void* to, V value) {
-  std::memcpy(to, &value, sizeof value);
+  *static_cast<typename InMemory<V>::Vector*>(to) = value;
 }
 
 QUIRE_INLINE f32x16 splat(float value) {
-  return f32x16{} + value;
+  return f32x16{value, value, value, value, value, value, value, value, value, value, value, value, value, value, value, value};
 }
 
 QUIRE_INLINE i32x16 splat(int32_t value) {
-  return i32x16{} + value;
+  return i32x16{value, value, value, value, value, value, value, value, value, value, value, value, value, value, value, value};
 }
 
 // The first `count` of 16 floats; the others are zero.

@@ -1,0 +1,109 @@
+"""Which number formats a model has on a CPU: weights, activations, keys and values."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from quire.checkpoint.checkpoint import Checkpoint
+from quire.config.engine import EngineConfig
+from quire.errors import ConfigError
+from quire.kernels.linear.native import FLOAT_FORMATS
+from quire.kernels.native import MISSING_HINT
+from quire.models.loading.native_packing import STORED, weight_format
+from quire.worker.dtype import DTYPES_BY_NAME, dtype_name, prevailing_format, resolve_dtype, resolve_kv_cache_dtype
+
+_GGUF_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuFormats:
+    """Formats of a model on a CPU.
+
+    Attributes:
+        activations: The dtype that the model is built with.
+        weights: What `NativePacking` is told to make of them; of no meaning to torch, whose weights are activations'.
+        kv_cache: Of keys and values.
+        name: For people: that of most of the weights ("Q4_1", "bfloat16").
+    """
+
+    activations: torch.dtype
+    weights: str
+    kv_cache: torch.dtype
+    name: str
+
+
+def choose_formats(config: EngineConfig, checkpoint: Checkpoint, *, is_compiled: bool) -> CpuFormats:
+    """Resolves `dtype`, `quantization` and `kv_cache_dtype`.
+
+    The compiled kernels compute in float32 whatever the weights are. Weights keep the format that they are stored in,
+    unless `dtype` names one for all; `quantization` rounds them at load. Keys and values are bfloat16, and float32
+    beside float32 weights.
+
+    Raises:
+        ConfigError: Formats that need compiled kernels where there are none, or that contradict each other.
+    """
+    model, kv_name = config.model, config.cache.kv_cache_dtype
+    check_gguf(config, checkpoint)
+    if not is_compiled:
+        _refuse_without_kernels(config)
+        dtype = resolve_dtype(model.dtype, checkpoint)
+        return CpuFormats(
+            activations=dtype,
+            weights=STORED,
+            kv_cache=resolve_kv_cache_dtype(kv_name, dtype),
+            name=dtype_name(dtype),
+        )
+    stored = prevailing_format(checkpoint)
+    weights = STORED
+    if model.quantization in ("int8", "int4"):
+        weights = model.quantization
+    elif model.dtype != "auto" and not (model.quantization == "gguf" and stored not in _GGUF_FLOATS):
+        weights = FLOAT_FORMATS[DTYPES_BY_NAME[model.dtype]]
+    elif not checkpoint.tensors:
+        weights = weight_format(stored, STORED)
+    name = weight_format(stored, weights)
+    default = torch.float32 if name == "float32" else torch.bfloat16
+    kv_cache = default if kv_name == "auto" else DTYPES_BY_NAME[kv_name]
+    shown = weights if weights in ("int8", "int4") else name
+    return CpuFormats(activations=torch.float32, weights=weights, kv_cache=kv_cache, name=shown)
+
+
+def check_gguf(config: EngineConfig, checkpoint: Checkpoint) -> None:
+    """Raises ConfigError where quantization "gguf" names another format than the checkpoint's."""
+    if config.model.quantization == "gguf" and checkpoint.format != "gguf":
+        raise ConfigError(
+            f"quantization gguf needs a GGUF file, {checkpoint.name} is {checkpoint.format}",
+            hint="leave it out, or name a .gguf file",
+            param="quantization",
+        )
+
+
+def expected_weight_bytes(checkpoint: Checkpoint, formats: CpuFormats, num_parameters: int) -> int:
+    """Memory of packed weights, before they are loaded.
+
+    Args:
+        checkpoint: Whose tensors they are.
+        formats: As chosen.
+        num_parameters: Of the model; a head that is tied to the embedding counts once.
+    """
+    if formats.weights != STORED or not checkpoint.tensors:
+        bits = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 5}
+        return num_parameters * bits.get(formats.weights, 32) // 8
+    by_format: Counter[str] = Counter()
+    for tensor in checkpoint.tensors.values():
+        by_format[tensor.dtype] += tensor.num_bytes
+    return by_format.total()
+
+
+def _refuse_without_kernels(config: EngineConfig) -> None:
+    for option, value in (
+        ("quantization", config.model.quantization if config.model.quantization in ("int8", "int4") else None),
+        ("kv_cache_dtype", config.cache.kv_cache_dtype if config.cache.kv_cache_dtype == "int8" else None),
+    ):
+        if value is not None:
+            raise ConfigError(
+                f"{option} {value} needs the compiled CPU kernels, and quire was installed without them",
+                hint=MISSING_HINT,
+                param=option,
+            )
