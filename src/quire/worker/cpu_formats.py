@@ -9,7 +9,7 @@ from quire.checkpoint.checkpoint import Checkpoint
 from quire.config.engine import EngineConfig
 from quire.errors import ConfigError
 from quire.kernels.linear.native import FLOAT_FORMATS
-from quire.kernels.native import MISSING_HINT
+from quire.kernels.native import MISSING_HINT, extension
 from quire.models.loading.native_packing import STORED, weight_format
 from quire.worker.dtype import DTYPES_BY_NAME, dtype_name, prevailing_format, resolve_dtype, resolve_kv_cache_dtype
 
@@ -33,7 +33,7 @@ class CpuFormats:
     name: str
 
 
-def choose_formats(config: EngineConfig, checkpoint: Checkpoint, *, is_compiled: bool) -> CpuFormats:
+def choose_formats(config: EngineConfig, checkpoint: Checkpoint) -> CpuFormats:
     """Resolves `dtype`, `quantization` and `kv_cache_dtype`.
 
     The compiled kernels compute in float32 whatever the weights are. Weights keep the format that they are stored in,
@@ -45,7 +45,7 @@ def choose_formats(config: EngineConfig, checkpoint: Checkpoint, *, is_compiled:
     """
     model, kv_name = config.model, config.cache.kv_cache_dtype
     check_gguf(config, checkpoint)
-    if not is_compiled:
+    if extension() is None:
         _refuse_without_kernels(config)
         dtype = resolve_dtype(model.dtype, checkpoint)
         return CpuFormats(
@@ -77,6 +77,16 @@ def check_gguf(config: EngineConfig, checkpoint: Checkpoint) -> None:
             hint="leave it out, or name a .gguf file",
             param="quantization",
         )
+
+
+def matrices_by_format(checkpoint: Checkpoint, formats: CpuFormats) -> dict[str, int]:
+    """How many of the checkpoint's matrices are multiplied in each format."""
+    if extension() is None:
+        return {formats.name: sum(len(tensor.shape) == 2 for tensor in checkpoint.tensors.values())}
+    chosen = Counter(
+        weight_format(tensor.dtype, formats.weights) for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2
+    )
+    return dict(chosen)
 
 
 def expected_weight_bytes(checkpoint: Checkpoint, formats: CpuFormats, num_parameters: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from quire.errors import ConfigError
+from quire.kernels.native import describe_kernels, instruction_sets
 
 logger = logging.getLogger("quire.worker")
 
@@ -100,7 +101,7 @@ def describe_device(wanted: str) -> dict[str, Any]:
     if choose_device(wanted, facts) == "cpu":
         obstacle = find_obstacle(facts) if wanted == "auto" else None
         reason = {} if obstacle is None else {"no_gpu_because": obstacle[0]}
-        return {"device": "cpu", **reason, "kernels": "torch and oneDNN"}
+        return {"device": "cpu", **reason, "kernels": describe_kernels(), "instruction_sets": instruction_sets()}
     free_bytes, total_bytes = torch.cuda.mem_get_info()
     return {
         "device": "cuda",

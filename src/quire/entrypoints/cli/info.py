@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from quire.config.cache import CacheConfig
 from quire.config.device import DeviceConfig
+from quire.config.engine import EngineConfig
 from quire.config.model import ModelConfig
 from quire.config.option import option
 from quire.entrypoints.cli.command_line import Arguments, CommandLine, GeneralOptions
@@ -94,10 +95,18 @@ def _number_formats(
 ) -> dict[str, Any]:
     from quire.worker import dtype as formats
 
-    dtype = formats.resolve_dtype(config.dtype, checkpoint, device=device)
-    kv_dtype = formats.resolve_kv_cache_dtype(cache.kv_cache_dtype, dtype, device=device)
+    if device == "cpu":
+        from quire.worker.cpu_formats import choose_formats, matrices_by_format
+
+        chosen = choose_formats(EngineConfig(model=config, cache=cache), checkpoint)
+        name, kv_dtype, matrices = chosen.name, chosen.kv_cache, matrices_by_format(checkpoint, chosen)
+    else:
+        dtype = formats.resolve_dtype(config.dtype, checkpoint, device=device)
+        name, matrices = formats.dtype_name(dtype), {}
+        kv_dtype = formats.resolve_kv_cache_dtype(cache.kv_cache_dtype, dtype, device=device)
     return {
-        "dtype": formats.dtype_name(dtype),
+        "dtype": name,
+        **({"matrices_by_format": matrices} if matrices else {}),
         "kv_cache_dtype": formats.dtype_name(kv_dtype),
         "kv_bytes_per_token": values_per_token * kv_dtype.itemsize,
     }

@@ -59,8 +59,8 @@ class NativeCpu:
         return cls(module, module.ThreadPool(num_threads), instruction_set or instruction_sets()[0])
 
 
-def describe_kernels(native: NativeCpu | None) -> str:
+def describe_kernels() -> str:
     """For people: what multiplies matrices on this CPU, and what would be faster."""
-    if native is None:
-        return f"CPU kernels: torch and oneDNN, because quire was installed without a compiler; {MISSING_HINT}"
-    return f"CPU kernels: compiled, {native.instruction_set}, {native.pool.num_threads} threads"
+    if extension() is None:
+        return f"torch and oneDNN, because quire was installed without a compiler; {MISSING_HINT}"
+    return f"compiled, {instruction_sets()[0]}"

@@ -74,6 +74,9 @@ QUIRE_INLINE f32x16 row_part(const LinearTask& task, const float* row, float fac
 }
 
 inline void quantise_block(f32x16 first, f32x16 second, QuantisedBlock* out) {
+  // What is not finite makes the row's results NaN; a maximum may pass over it, and it is no integer.
+  const bool is_finite = sum((first + second) * 0.0f) == 0.0f;
+  if (!is_finite) first = second = f32x16{};
   const float top = largest(max(abs(first), abs(second)));
   const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
   const i32x16 q[2] = {round_to_int(first * inverse), round_to_int(second * inverse)};
@@ -85,8 +88,7 @@ inline void quantise_block(f32x16 first, f32x16 second, QuantisedBlock* out) {
     store(lanes, q[half]);
     for (int i = 0; i < 16; ++i) sums[half] += lanes[i];
   }
-  // What is not finite makes the row's results NaN; a maximum may pass over it.
-  out->scale = sum((first + second) * 0.0f) == 0.0f ? top / 127.0f : NAN;
+  out->scale = is_finite ? top / 127.0f : NAN;
   out->scaled_sum = out->scale * static_cast<float>(sums[0] + sums[1]);
   out->shifted_sum = -128 * (sums[0] + sums[1]);
   out->shifted_first = -128 * sums[0];
@@ -160,6 +162,13 @@ constexpr int zero_shift(WeightFormat format) {
                                          : 0;
 }
 
+template <WeightFormat kFormat>
+constexpr bool kHasFifthBit =
+    kFormat == WeightFormat::kQ5_0 || kFormat == WeightFormat::kQ5_1 || kFormat == WeightFormat::kQ5_K;
+
+template <WeightFormat kFormat>
+constexpr bool kIsWide = kFormat == WeightFormat::kQ8_0 || kFormat == WeightFormat::kInt8;
+
 QUIRE_INLINE u8x64 shift_right(u8x64 a, int by, uint8_t mask) {
   typedef uint16_t u16x32 __attribute__((vector_size(64)));
   return reinterpret_cast<u8x64>(reinterpret_cast<u16x32>(a) >> by) & mask;
@@ -181,7 +190,7 @@ QUIRE_INLINE void unpack_quants(const uint8_t* quants, u8x64 (&q)[8]) {
     q[k] = both & 15;
     q[k + 4] = shift_right(both, 4, 15);
   }
-  if constexpr (kFormat == WeightFormat::kQ5_0 || kFormat == WeightFormat::kQ5_1 || kFormat == WeightFormat::kQ5_K) {
+  if constexpr (kHasFifthBit<kFormat>) {
     const u8x64 fifth = load<u8x64>(quants + 256);
 #pragma GCC unroll 8
     for (int k = 0; k < 8; ++k) q[k] |= k <= 4 ? shift_left(fifth, 4 - k, 16) : shift_right(fifth, k - 4, 16);
@@ -243,21 +252,6 @@ QUIRE_INLINE i32x16 dot4(i32x16 sums, u8x64 q, const int8_t* x) {
   const __m512i high = _mm512_maddubs_epi16(top, xs);
   const __m512i dots = _mm512_add_epi32(_mm512_madd_epi16(low, ones), _mm512_slli_epi32(_mm512_madd_epi16(high, ones), 7));
   return sums + reinterpret_cast<i32x16>(dots);
-#elif defined(__AVX2__)
-  const __m256i ones = _mm256_set1_epi16(1), xs = _mm256_set1_epi32(four);
-  __m256i qs[2], dots[2];
-  std::memcpy(qs, &q, sizeof q);
-  for (int half = 0; half < 2; ++half) {
-    if constexpr (!kIsWide) {
-      dots[half] = _mm256_madd_epi16(_mm256_maddubs_epi16(qs[half], xs), ones);
-    } else {
-      const __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(qs[half], _mm256_set1_epi8(127)), xs);
-      const __m256i top = _mm256_and_si256(_mm256_srli_epi16(qs[half], 7), _mm256_set1_epi8(1));
-      const __m256i high = _mm256_maddubs_epi16(top, xs);
-      dots[half] = _mm256_add_epi32(_mm256_madd_epi16(low, ones), _mm256_slli_epi32(_mm256_madd_epi16(high, ones), 7));
-    }
-  }
-  return sums + load<i32x16>(dots);
 #else
   uint8_t qs[64];
   int32_t dots[16];
@@ -269,23 +263,109 @@ QUIRE_INLINE i32x16 dot4(i32x16 sums, u8x64 q, const int8_t* x) {
 #endif
 }
 
+// Where the sums of integer products of a block begin: at -zero * sum of x, the first half's alone for Q6_K.
 template <WeightFormat kFormat>
-QUIRE_INLINE f32x16 add_block(const UnpackedBlock& block, const QuantisedBlock& x, f32x16 sums) {
-  constexpr bool kIsWide = kFormat == WeightFormat::kQ8_0 || kFormat == WeightFormat::kInt8;
-  if constexpr (kFormat == WeightFormat::kQ6_K) {
-    i32x16 first = splat(x.shifted_first >> zero_shift(kFormat));
-    i32x16 second = splat((x.shifted_sum - x.shifted_first) >> zero_shift(kFormat));
-    for (int k = 0; k < 4; ++k) first = dot4<kIsWide>(first, block.q[k], x.q + 4 * k);
-    for (int k = 4; k < 8; ++k) second = dot4<kIsWide>(second, block.q[k], x.q + 4 * k);
-    sums = fma(to_float(first), block.scale * x.scale, sums);
-    return fma(to_float(second), block.second * x.scale, sums);
-  }
-  i32x16 dots{};
-  if constexpr (!has_minimum(kFormat)) dots = splat(x.shifted_sum) >> zero_shift(kFormat);
-  for (int k = 0; k < 8; ++k) dots = dot4<kIsWide>(dots, block.q[k], x.q + 4 * k);
+QUIRE_INLINE i32x16 first_dots(const QuantisedBlock& x) {
+  if constexpr (has_minimum(kFormat)) return i32x16{};
+  return splat((kFormat == WeightFormat::kQ6_K ? x.shifted_first : x.shifted_sum) >> zero_shift(kFormat));
+}
+
+QUIRE_INLINE i32x16 second_dots(const QuantisedBlock& x) {
+  return splat((x.shifted_sum - x.shifted_first) >> zero_shift(WeightFormat::kQ6_K));
+}
+
+// Scales the integer products of a block and adds them to a row's sums.
+template <WeightFormat kFormat>
+QUIRE_INLINE f32x16 add_dots(const UnpackedBlock& block, const QuantisedBlock& x, i32x16 dots, f32x16 sums) {
   sums = fma(to_float(dots), block.scale * x.scale, sums);
   if constexpr (has_minimum(kFormat)) sums = fma(block.second, splat(x.scaled_sum), sums);
   return sums;
+}
+
+#if !defined(__AVX512F__)
+// Sums of the products of vectors [kBegin, kEnd) of a block with those columns of H rows.
+#if defined(__AVX2__)
+// Pairs of products are added up in 16 bits as long as they cannot overflow, and then in 32. Of 8-bit numbers the top
+// bit is multiplied by itself.
+template <WeightFormat kFormat, int H, int kBegin, int kEnd>
+QUIRE_INLINE void sum_products(const u8x64 (&q)[8], const QuantisedBlock* x, i32x16 (&dots)[H]) {
+  constexpr bool kIsTopApart = kIsWide<kFormat>;
+  constexpr int kSafe = kIsTopApart ? 1 : kFormat == WeightFormat::kQ6_K ? 2 : kHasFifthBit<kFormat> ? 4 : 8;
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (int half = 0; half < 2; ++half) {
+    __m256i wide[H], narrow[H], top[H];
+#pragma GCC unroll 4
+    for (int h = 0; h < H; ++h) wide[h] = narrow[h] = top[h] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+    for (int k = kBegin; k < kEnd; ++k) {
+      const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&q[k]) + half);
+      const __m256i low = kIsTopApart ? _mm256_and_si256(all, _mm256_set1_epi8(127)) : all;
+      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(all, 7), _mm256_set1_epi8(1));
+#pragma GCC unroll 4
+      for (int h = 0; h < H; ++h) {
+        int32_t four;
+        std::memcpy(&four, x[h].q + 4 * k, sizeof four);
+        const __m256i xs = _mm256_set1_epi32(four);
+        narrow[h] = _mm256_add_epi16(narrow[h], _mm256_maddubs_epi16(low, xs));
+        if constexpr (kIsTopApart) top[h] = _mm256_add_epi16(top[h], _mm256_maddubs_epi16(high, xs));
+        if ((k - kBegin) % kSafe == kSafe - 1) {
+          wide[h] = _mm256_add_epi32(wide[h], _mm256_madd_epi16(narrow[h], ones));
+          narrow[h] = _mm256_setzero_si256();
+        }
+      }
+    }
+#pragma GCC unroll 4
+    for (int h = 0; h < H; ++h) {
+      if constexpr (kIsTopApart) {
+        wide[h] = _mm256_add_epi32(wide[h], _mm256_slli_epi32(_mm256_madd_epi16(top[h], ones), 7));
+      }
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(&dots[h]) + half, wide[h]);
+    }
+  }
+}
+#else
+template <WeightFormat kFormat, int H, int kBegin, int kEnd>
+QUIRE_INLINE void sum_products(const u8x64 (&q)[8], const QuantisedBlock* x, i32x16 (&dots)[H]) {
+  for (int h = 0; h < H; ++h) dots[h] = i32x16{};
+  for (int k = kBegin; k < kEnd; ++k) {
+    for (int h = 0; h < H; ++h) dots[h] = dot4<kIsWide<kFormat>>(dots[h], q[k], x[h].q + 4 * k);
+  }
+}
+#endif
+#endif
+
+// Adds a block's products of H rows to their sums. With 32 registers a block stays in eight of them and rows take
+// turns; with 16 each vector of the block is used for all rows before the next is taken.
+template <WeightFormat kFormat, int H>
+QUIRE_INLINE void add_block(const UnpackedBlock& block, const QuantisedBlock* x, f32x16 (&sums)[H]) {
+#if defined(__AVX512F__)
+#pragma GCC unroll 12
+  for (int h = 0; h < H; ++h) {
+    i32x16 dots = first_dots<kFormat>(x[h]);
+    if constexpr (kFormat == WeightFormat::kQ6_K) {
+      i32x16 later = second_dots(x[h]);
+      for (int k = 0; k < 4; ++k) dots = dot4<false>(dots, block.q[k], x[h].q + 4 * k);
+      for (int k = 4; k < 8; ++k) later = dot4<false>(later, block.q[k], x[h].q + 4 * k);
+      sums[h] = add_dots<kFormat>(block, x[h], dots, sums[h]);
+      sums[h] = fma(to_float(later), block.second * x[h].scale, sums[h]);
+    } else {
+      for (int k = 0; k < 8; ++k) dots = dot4<kIsWide<kFormat>>(dots, block.q[k], x[h].q + 4 * k);
+      sums[h] = add_dots<kFormat>(block, x[h], dots, sums[h]);
+    }
+  }
+#else
+  i32x16 dots[H];
+  sum_products<kFormat, H, 0, kFormat == WeightFormat::kQ6_K ? 4 : 8>(block.q, x, dots);
+#pragma GCC unroll 4
+  for (int h = 0; h < H; ++h) sums[h] = add_dots<kFormat>(block, x[h], dots[h] + first_dots<kFormat>(x[h]), sums[h]);
+  if constexpr (kFormat == WeightFormat::kQ6_K) {
+    sum_products<kFormat, H, 4, 8>(block.q, x, dots);
+#pragma GCC unroll 4
+    for (int h = 0; h < H; ++h) {
+      sums[h] = fma(to_float(dots[h] + second_dots(x[h])), block.second * x[h].scale, sums[h]);
+    }
+  }
+#endif
 }
 
 // Products of a tile of H rows with a group of a quantised segment.
@@ -307,8 +387,7 @@ void multiply_quantised(const Segment& segment, int64_t group, const uint8_t* ti
     quants += quant_bytes;
     scales += scale_bytes;
     if (b % kSuperBlocks == kSuperBlocks - 1) supers += super_bytes;
-#pragma GCC unroll 12
-    for (int h = 0; h < H; ++h) sums[h] = add_block<kFormat>(block, x[h], sums[h]);
+    add_block<kFormat, H>(block, x, sums);
   }
 #pragma GCC unroll 12
   for (int h = 0; h < H; ++h) out[h] = sums[h];

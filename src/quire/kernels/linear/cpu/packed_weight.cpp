@@ -307,9 +307,9 @@ void Segment::write_rows(const uint8_t* rows, int64_t first, int64_t count) {
       uint8_t* block_quants = const_cast<uint8_t*>(quants_of(group, block));
       uint8_t* block_scales = const_cast<uint8_t*>(scales_of(group, block));
       uint8_t* block_supers = const_cast<uint8_t*>(supers_of(group, block));
-      std::memset(block_quants, 0, static_cast<size_t>(quant_bytes()));
-      std::memset(block_scales, 0, static_cast<size_t>(form.scale_bytes));
-      if (block % kSuperBlocks == 0) std::memset(block_supers, 0, static_cast<size_t>(form.super_bytes));
+      std::fill_n(block_quants, quant_bytes(), uint8_t{0});
+      std::fill_n(block_scales, form.scale_bytes, uint8_t{0});
+      if (block % kSuperBlocks == 0) std::fill_n(block_supers, form.super_bytes, uint8_t{0});
       for (int64_t lane = 0; lane < filled; ++lane) {
         RowBlock decoded;
         decode(format, rows + (start + lane) * row_bytes, block, &decoded);
@@ -368,8 +368,8 @@ void write_block_rows(Segment& segment, const float* rows, int64_t group, int64_
   for (int64_t block = 0; block < segment.num_blocks; ++block) {
     uint8_t* block_quants = const_cast<uint8_t*>(segment.quants_of(group, block));
     uint8_t* block_scales = const_cast<uint8_t*>(segment.scales_of(group, block));
-    std::memset(block_quants, 0, static_cast<size_t>(segment.quant_bytes()));
-    std::memset(block_scales, 0, static_cast<size_t>(form.scale_bytes));
+    std::fill_n(block_quants, segment.quant_bytes(), uint8_t{0});
+    std::fill_n(block_scales, form.scale_bytes, uint8_t{0});
     for (int64_t lane = 0; lane < filled; ++lane) {
       float values[kBlockColumns] = {};
       const int64_t column = block * kBlockColumns;

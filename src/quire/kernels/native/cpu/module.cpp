@@ -290,7 +290,7 @@ class StepProgram {
   void give(const Matrix<const float>& rows, int64_t num_rows) {
     check_width(given_.at(0), static_cast<int64_t>(rows.shape(1)));
     if (static_cast<int64_t>(rows.shape(0)) != num_rows) throw std::invalid_argument("another number of rows");
-    std::memcpy(program_.prepare(given_.at(0), num_rows), rows.data(), rows.nbytes());
+    std::copy_n(rows.data(), rows.size(), program_.prepare(given_.at(0), num_rows));
   }
 
   void run_inputs(const StepInputs& inputs, Matrix<float>& out) {
@@ -301,7 +301,7 @@ class StepProgram {
     }
     nb::gil_scoped_release released;
     program_.run(inputs);
-    std::memcpy(out.data(), program_.prepare(result_, num_rows), out.nbytes());
+    std::copy_n(program_.prepare(result_, num_rows), out.size(), out.data());
   }
 
   // The flat axis of the step; checks all that the kernels use as an index.
