@@ -19,7 +19,7 @@ const KernelTable kTable = {
     .linear = {tile_rows, row_format, row_bytes, prepare_rows, multiply_groups, multiply_gated_groups},
     .rms_norm = {norm_row},
     .rope_kv_write = {write_token},
-    .attention = {attend_tile},
+    .attention = {attend_tile, attend_split, merge_splits},
     .silu_mul = {silu_mul_row},
 };
 

@@ -189,6 +189,54 @@ QUIRE_INLINE u16x16 to_float16(f32x16 a) {
 #endif
 }
 
+QUIRE_INLINE i32x16 widen(i8x16 a) {
+  return __builtin_convertvector(a, i32x16);
+}
+
+QUIRE_INLINE float first_lane(f32x16 a) {
+  return a[0];
+}
+
+// a in lanes [begin, end), `other` elsewhere.
+QUIRE_INLINE f32x16 keep_lanes(f32x16 a, int64_t begin, int64_t end, float other) {
+  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return ((lane >= static_cast<int32_t>(begin)) & (lane < static_cast<int32_t>(end))) ? a : splat(other);
+}
+
+// The even and the odd ones of 32 bfloat16 numbers, which stand in pairs.
+QUIRE_INLINE f32x16 low_bfloat16(f32x16 pairs) {
+  return reinterpret_cast<f32x16>(reinterpret_cast<u32x16>(pairs) << 16);
+}
+
+QUIRE_INLINE f32x16 high_bfloat16(f32x16 pairs) {
+  return reinterpret_cast<f32x16>(reinterpret_cast<u32x16>(pairs) & 0xffff0000u);
+}
+
+// Exchanges blocks of kStep lanes between rows that are kStep apart.
+template <int kStep>
+QUIRE_INLINE void exchange_lanes(f32x16 (&rows)[16]) {
+  i32x16 low, high;
+  for (int lane = 0; lane < 16; ++lane) {
+    low[lane] = lane & kStep ? 16 + lane - kStep : lane;
+    high[lane] = lane & kStep ? 16 + lane : lane + kStep;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    if (i & kStep) continue;
+    const f32x16 a = rows[i], b = rows[i + kStep];
+    rows[i] = __builtin_shuffle(a, b, low);
+    rows[i + kStep] = __builtin_shuffle(a, b, high);
+  }
+}
+
+// Row i, lane j becomes row j, lane i.
+QUIRE_INLINE void transpose(f32x16 (&rows)[16]) {
+  exchange_lanes<1>(rows);
+  exchange_lanes<2>(rows);
+  exchange_lanes<4>(rows);
+  exchange_lanes<8>(rows);
+}
+
 // e^a within 2 units in the last place; 0 far below, infinity above 88.7, NaN for NaN.
 // Cody and Waite's reduction to [-ln 2 / 2, ln 2 / 2], there the Taylor polynomial of degree 7.
 QUIRE_INLINE f32x16 exp(f32x16 a) {
@@ -211,6 +259,11 @@ QUIRE_INLINE f32x16 exp(f32x16 a) {
   const f32x16 high = reinterpret_cast<f32x16>((n - half + 127) << 23);
   const f32x16 result = p * low * high;
   return a == a ? result : a;
+}
+
+// Within 2^-23 of the hyperbolic tangent, absolutely.
+QUIRE_INLINE f32x16 tanh(f32x16 a) {
+  return 1.0f - 2.0f / (exp(a * 2.0f) + 1.0f);
 }
 
 }  // namespace quire::QUIRE_ISA

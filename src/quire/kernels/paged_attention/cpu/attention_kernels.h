@@ -1,4 +1,14 @@
-// Included by each instruction set's translation unit.
+// Attention over a paged cache. Included by each instruction set's translation unit.
+//
+// One way for prompts and for decoding: rows are (query, head) pairs that share a key head, one for decoding without
+// groups, hundreds for a tile of a prompt. A block of 64 keys is turned into [head_dim][64] floats and its values into
+// [64][head_dim]; both products of rows with these are one micro kernel. Between them stands the online softmax (Milakov
+// and Gimelshein, 2018; blocks as in FlashAttention, Dao et al., 2022).
+//
+// A row's result does not depend on the rows beside it, on how its prompt was cut, or on threads: its scores are sums
+// over the dimensions in order, its values sums over the keys in order, blocks and splits begin at multiples of their
+// sizes. Keys that it does not see have weight 0 and finite values (zeros), so they change no bit of a sum; a block of
+// which it sees nothing is passed over.
 #pragma once
 
 #include "paged_attention/cpu/attention_table.h"
@@ -6,58 +16,378 @@
 
 namespace quire::QUIRE_ISA {
 
-// A vector of the cache as floats.
-inline void read_cache_vector(CacheFormat format, const Cache& cache, int64_t index, int64_t head_dim, float* out) {
-  const uint8_t* place = static_cast<const uint8_t*>(cache.data) + index * head_dim * cache_number_bytes(format);
-  const float scale = format == CacheFormat::kInt8 ? cache.scales[index] : 1.0f;
-  for (int64_t i = 0; i < head_dim; ++i) {
-    if (format == CacheFormat::kFloat32) {
-      std::memcpy(&out[i], place + 4 * i, 4);
-    } else if (format == CacheFormat::kInt8) {
-      out[i] = scale * static_cast<float>(static_cast<int8_t>(place[i]));
-    } else {
-      uint16_t half;
-      std::memcpy(&half, place + 2 * i, 2);
-      out[i] = format == CacheFormat::kBfloat16 ? from_bfloat16(half) : from_float16(u16x16{} + half)[0];
+constexpr int64_t kBlockKeys = kAttentionBlockKeys;
+
+// Rows and vectors of the micro kernel: as many sums as there are registers.
+#if defined(__AVX512F__)
+constexpr int kPanelRows = 6;
+constexpr int kPanelVectors = 4;
+#else
+constexpr int kPanelRows = 4;
+constexpr int kPanelVectors = 1;
+#endif
+
+// out[r][0 .. 16 V) = (adds ? out[r] : 0) + sum over k of a[r][k] * b[k][0 .. 16 V), k in order.
+template <int R, int V>
+void multiply_panel(const float* const* a, int64_t depth, const float* b, int64_t b_stride, float* const* out,
+                    bool adds) {
+  f32x16 sums[R][V];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[r][v] = adds ? load<f32x16>(out[r] + v * kLanes) : f32x16{};
+  }
+  for (int64_t k = 0; k < depth; ++k, b += b_stride) {
+    f32x16 columns[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) columns[v] = load<f32x16>(b + v * kLanes);
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const f32x16 factor = splat(a[r][k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sums[r][v] = fma(factor, columns[v], sums[r][v]);
     }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(out[r] + v * kLanes, sums[r][v]);
+  }
+}
+
+template <int V>
+void multiply_panel_rows(int64_t rows, const float* const* a, int64_t depth, const float* b, int64_t b_stride,
+                         float* const* out, bool adds) {
+  switch (rows) {
+    case 1: return multiply_panel<1, V>(a, depth, b, b_stride, out, adds);
+    case 2: return multiply_panel<2, V>(a, depth, b, b_stride, out, adds);
+    case 3: return multiply_panel<3, V>(a, depth, b, b_stride, out, adds);
+    case 4: return multiply_panel<4, V>(a, depth, b, b_stride, out, adds);
+#if defined(__AVX512F__)
+    case 5: return multiply_panel<5, V>(a, depth, b, b_stride, out, adds);
+    case 6: return multiply_panel<6, V>(a, depth, b, b_stride, out, adds);
+#endif
+  }
+}
+
+// The same for any width in whole vectors.
+inline void multiply_rows(int64_t rows, const float* const* a, int64_t depth, const float* b, int64_t b_stride,
+                          float* const* out, int64_t num_vectors, bool adds) {
+  const float* columns = b;
+  float* places[kPanelRows];
+  std::copy_n(out, rows, places);
+  for (int64_t v = 0; v < num_vectors;) {
+    const int64_t count = std::min<int64_t>(kPanelVectors, num_vectors - v);
+    switch (count) {
+      case 1: multiply_panel_rows<1>(rows, a, depth, columns, b_stride, places, adds); break;
+#if defined(__AVX512F__)
+      case 2: multiply_panel_rows<2>(rows, a, depth, columns, b_stride, places, adds); break;
+      case 3: multiply_panel_rows<3>(rows, a, depth, columns, b_stride, places, adds); break;
+      case 4: multiply_panel_rows<4>(rows, a, depth, columns, b_stride, places, adds); break;
+#endif
+    }
+    v += count;
+    columns += count * kLanes;
+    for (int64_t r = 0; r < rows; ++r) places[r] += count * kLanes;
+  }
+}
+
+// ---- keys and values of a block ----
+
+// Where the vectors of a block lie; null for those that no row of the tile sees.
+struct BlockKeys {
+  int64_t index[kBlockKeys];  // of the vector in the cache
+  int64_t first = 0;          // the first that is seen
+  int64_t end = 0;            // behind the last that is seen
+};
+
+inline BlockKeys find_keys(const AttentionTask& task, const AttentionTile& tile, const StepInputs& inputs,
+                           int64_t block_start, int64_t seen_begin, int64_t seen_end) {
+  BlockKeys keys;
+  keys.first = std::max<int64_t>(0, seen_begin - block_start);
+  keys.end = std::min(kBlockKeys, seen_end - block_start);
+  const int32_t* table = inputs.block_tables + tile.sequence * inputs.block_table_stride;
+  for (int64_t i = keys.first; i < keys.end; ++i) {
+    const int64_t position = block_start + i;
+    const int64_t slot = table[position / inputs.block_size] * inputs.block_size + position % inputs.block_size;
+    keys.index[i] = slot * task.num_kv_heads + tile.kv_head;
+  }
+  return keys;
+}
+
+// Up to 16 numbers of a vector of the cache from dimension `start` on; zeros behind them.
+QUIRE_INLINE f32x16 read_cache(CacheFormat format, const Cache& cache, int64_t index, int64_t head_dim,
+                               int64_t start) {
+  const int count = static_cast<int>(std::min<int64_t>(kLanes, head_dim - start));
+  const int64_t offset = index * head_dim + start;
+  if (format == CacheFormat::kFloat32) {
+    const float* from = static_cast<const float*>(cache.data) + offset;
+    return count == kLanes ? load<f32x16>(from) : load_some(from, count);
+  }
+  if (format == CacheFormat::kInt8) {
+    i8x16 numbers{};
+    std::memcpy(&numbers, static_cast<const int8_t*>(cache.data) + offset, static_cast<size_t>(count));
+    return to_float(widen(numbers)) * cache.scales[index];
+  }
+  u16x16 halves{};
+  const uint16_t* from = static_cast<const uint16_t*>(cache.data) + offset;
+  if (count == kLanes) {
+    halves = load<u16x16>(from);
+  } else {
+    std::memcpy(&halves, from, static_cast<size_t>(count) * sizeof(uint16_t));
+  }
+  return format == CacheFormat::kBfloat16 ? from_bfloat16(halves) : from_float16(halves);
+}
+
+// Sixteen keys from `start` on, 16 dimensions from `dim` on, as [dimension][key].
+inline void turn_keys(const AttentionTask& task, CacheFormat format, const Cache& cache, const BlockKeys& keys,
+                      int64_t start, int64_t dim, float* out) {
+  f32x16 rows[16];
+  for (int64_t i = 0; i < 16; ++i) {
+    const bool is_seen = start + i >= keys.first && start + i < keys.end;
+    rows[i] = is_seen ? read_cache(format, cache, keys.index[start + i], task.head_dim, dim) : f32x16{};
+  }
+  transpose(rows);
+  const int64_t count = std::min<int64_t>(kLanes, task.head_dim - dim);
+  for (int64_t i = 0; i < count; ++i) store(out + i * kBlockKeys, rows[i]);
+}
+
+// Keys of a bfloat16 cache in pairs of dimensions: half the turning.
+inline void turn_bfloat16_keys(const AttentionTask& task, const Cache& cache, const BlockKeys& keys, int64_t start,
+                               int64_t dim, float* out) {
+  f32x16 rows[16];
+  const uint16_t* data = static_cast<const uint16_t*>(cache.data) + dim;
+  for (int64_t i = 0; i < 16; ++i) {
+    const bool is_seen = start + i >= keys.first && start + i < keys.end;
+    rows[i] = is_seen ? load<f32x16>(data + keys.index[start + i] * task.head_dim) : f32x16{};
+  }
+  transpose(rows);
+  for (int64_t i = 0; i < 16; ++i) {
+    store(out + 2 * i * kBlockKeys, low_bfloat16(rows[i]));
+    store(out + (2 * i + 1) * kBlockKeys, high_bfloat16(rows[i]));
+  }
+}
+
+// [head_dim][64] floats; keys that are not seen are zeros.
+inline void load_keys(const AttentionTask& task, CacheFormat format, const Cache& cache, const BlockKeys& keys,
+                      float* out) {
+  const bool takes_pairs = format == CacheFormat::kBfloat16 && task.head_dim % 32 == 0;
+  for (int64_t start = 0; start < kBlockKeys; start += kLanes) {
+    for (int64_t dim = 0; dim < task.head_dim; dim += takes_pairs ? 32 : kLanes) {
+      float* place = out + dim * kBlockKeys + start;
+      if (takes_pairs) {
+        turn_bfloat16_keys(task, cache, keys, start, dim, place);
+      } else {
+        turn_keys(task, format, cache, keys, start, dim, place);
+      }
+    }
+  }
+}
+
+// [64][width] floats, width in whole vectors; only those that are seen are written, and zeros before them.
+inline void load_values(const AttentionTask& task, CacheFormat format, const Cache& cache, const BlockKeys& keys,
+                        int64_t width, float* out) {
+  std::fill_n(out, keys.first * width, 0.0f);
+  for (int64_t i = keys.first; i < keys.end; ++i) {
+    for (int64_t dim = 0; dim < task.head_dim; dim += kLanes) {
+      store(out + i * width + dim, read_cache(format, cache, keys.index[i], task.head_dim, dim));
+    }
+  }
+}
+
+// ---- softmax ----
+
+// Scores of a row in a block become weights, its running best, total and values are rescaled. `seen` are the block's
+// keys that it sees.
+inline void weigh_scores(const AttentionTask& task, float* scores, Span seen, PartialAttention* row, int64_t width) {
+  f32x16 tops = splat(-INFINITY);
+  f32x16 parts[kBlockKeys / kLanes];
+  for (int64_t v = 0; v < kBlockKeys / kLanes; ++v) {
+    parts[v] = load<f32x16>(scores + v * kLanes) * task.scale;
+    if (task.soft_cap > 0.0f) parts[v] = tanh(parts[v] / task.soft_cap) * task.soft_cap;
+    if (seen.begin > v * kLanes || seen.end < (v + 1) * kLanes) {
+      parts[v] = keep_lanes(parts[v], seen.begin - v * kLanes, seen.end - v * kLanes, -INFINITY);
+    }
+    tops = max(parts[v], tops);
+  }
+  const float top = largest(tops), best = top > row->best ? top : row->best;
+  f32x16 sums{};
+  for (int64_t v = 0; v < kBlockKeys / kLanes; ++v) {
+    parts[v] = exp(parts[v] - best);
+    store(scores + v * kLanes, parts[v]);
+    sums += parts[v];
+  }
+  if (best > row->best) {
+    const float factor = first_lane(exp(splat(row->best - best)));
+    row->total *= factor;
+    for (int64_t i = 0; i < width; i += kLanes) {
+      store(row->values() + i, load<f32x16>(row->values() + i) * factor);
+    }
+    row->best = best;
+  }
+  row->total += sum(sums);
+}
+
+// Adds `part` to `whole`, which may be empty; both have `width` values.
+inline void merge_partial(const PartialAttention& part, int64_t width, PartialAttention* whole) {
+  if (part.total == 0.0f) return;
+  const float best = part.best > whole->best ? part.best : whole->best;
+  const f32x16 factors = exp(load_some(&whole->best, 1) - best), others = exp(load_some(&part.best, 1) - best);
+  const float factor = whole->total == 0.0f ? 0.0f : first_lane(factors), other = first_lane(others);
+  for (int64_t i = 0; i < width; i += kLanes) {
+    const int count = static_cast<int>(std::min<int64_t>(kLanes, width - i));
+    const f32x16 sums = load_some(whole->values() + i, count) * factor;
+    store_some(whole->values() + i, fma(load_some(part.values() + i, count), splat(other), sums), count);
+  }
+  whole->total = whole->total * factor + part.total * other;
+  whole->best = best;
+}
+
+inline void clear_partial(PartialAttention* row, int64_t width) {
+  row->best = -INFINITY;
+  row->total = 0.0f;
+  std::fill_n(row->values(), width, 0.0f);
+}
+
+// ---- tiles ----
+
+// A tile's rows and the memory for them. A row's partial result has its values in whole vectors.
+struct TileMemory {
+  int64_t num_rows;
+  int64_t width;  // head_dim in whole vectors
+  int64_t partial_stride;
+  float* keys;      // [head_dim][64]
+  float* values;    // [64][width]
+  float* scores;    // [rows][64]
+  uint8_t* splits;  // partial results of a split, by row
+  uint8_t* wholes;  // and of all splits so far
+
+  PartialAttention* split(int64_t row) const {
+    return reinterpret_cast<PartialAttention*>(splits + row * partial_stride);
+  }
+  PartialAttention* whole(int64_t row) const {
+    return reinterpret_cast<PartialAttention*>(wholes + row * partial_stride);
+  }
+};
+
+inline TileMemory lay_out_tile(const AttentionTask& task, int64_t num_rows, Scratch& scratch) {
+  TileMemory memory;
+  memory.num_rows = num_rows;
+  memory.width = divide_up(task.head_dim, kLanes) * kLanes;
+  memory.partial_stride = partial_bytes(memory.width);
+  const int64_t num_floats = (task.head_dim + num_rows) * kBlockKeys + kBlockKeys * memory.width;
+  scratch.memory.reserve(static_cast<size_t>(num_floats * static_cast<int64_t>(sizeof(float)) +
+                                             2 * num_rows * memory.partial_stride));
+  scratch.owner = nullptr;
+  memory.keys = scratch.memory.as<float>();
+  memory.values = memory.keys + task.head_dim * kBlockKeys;
+  memory.scores = memory.values + kBlockKeys * memory.width;
+  memory.splits = reinterpret_cast<uint8_t*>(memory.scores + num_rows * kBlockKeys);
+  memory.wholes = memory.splits + num_rows * memory.partial_stride;
+  return memory;
+}
+
+// The positions that the query of a row sees.
+inline Span seen_by(const AttentionTask& task, const AttentionTile& tile, int64_t row) {
+  const int64_t position = tile.first_position + row / task.group_size();
+  return {task.sliding_window > 0 ? std::max<int64_t>(0, position + 1 - task.sliding_window) : 0, position + 1};
+}
+
+inline const float* query_of(const AttentionTask& task, const AttentionTile& tile, const float* query, int64_t row) {
+  const int64_t group = task.group_size();
+  const int64_t token = tile.first_row + row / group, head = tile.kv_head * group + row % group;
+  return query + (token * task.num_heads + head) * task.head_dim;
+}
+
+// Adds a block of keys to the rows [begin, end) of a tile, at most kPanelRows.
+inline void attend_block_rows(const AttentionTask& task, const AttentionTile& tile, const TileMemory& memory,
+                              const float* query, int64_t block_start, int64_t begin, int64_t end) {
+  const float* queries[kPanelRows];
+  float* scores[kPanelRows];
+  float* sums[kPanelRows];
+  int64_t count = 0, last_key = 0;
+  for (int64_t row = begin; row < end; ++row) {
+    const Span seen = seen_by(task, tile, row);
+    if (seen.begin >= block_start + kBlockKeys || seen.end <= block_start) continue;
+    queries[count] = query_of(task, tile, query, row);
+    scores[count] = memory.scores + row * kBlockKeys;
+    sums[count++] = memory.split(row)->values();
+  }
+  if (count == 0) return;
+  multiply_rows(count, queries, task.head_dim, memory.keys, kBlockKeys, scores, kBlockKeys / kLanes, false);
+  for (int64_t row = begin; row < end; ++row) {
+    const Span seen = seen_by(task, tile, row);
+    const Span inside{std::max<int64_t>(0, seen.begin - block_start), std::min(kBlockKeys, seen.end - block_start)};
+    if (inside.begin >= inside.end) continue;
+    weigh_scores(task, memory.scores + row * kBlockKeys, inside, memory.split(row), memory.width);
+    last_key = std::max(last_key, inside.end);
+  }
+  multiply_rows(count, scores, last_key, memory.values, memory.width, sums, memory.width / kLanes, true);
+}
+
+// One split for all rows of a tile, into their partial results.
+inline void attend_split_rows(const AttentionTask& task, const AttentionTile& tile, const StepInputs& inputs,
+                              const LayerCache& cache, const float* query, int64_t split, const TileMemory& memory) {
+  for (int64_t row = 0; row < memory.num_rows; ++row) clear_partial(memory.split(row), memory.width);
+  const int64_t begin = std::max(seen_by(task, tile, 0).begin, split * kAttentionSplitKeys);
+  const int64_t end = std::min(seen_by(task, tile, memory.num_rows - 1).end, (split + 1) * kAttentionSplitKeys);
+  for (int64_t start = begin / kBlockKeys * kBlockKeys; start < end; start += kBlockKeys) {
+    const BlockKeys keys = find_keys(task, tile, inputs, start, begin, end);
+    load_keys(task, inputs.cache_format, cache.keys, keys, memory.keys);
+    load_values(task, inputs.cache_format, cache.values, keys, memory.width, memory.values);
+    for (int64_t row = 0; row < memory.num_rows; row += kPanelRows) {
+      attend_block_rows(task, tile, memory, query, start, row, std::min<int64_t>(row + kPanelRows, memory.num_rows));
+    }
+  }
+}
+
+inline void write_attended(const PartialAttention& row, int64_t head_dim, float* out) {
+  const float inverse = 1.0f / row.total;
+  for (int64_t i = 0; i < head_dim; i += kLanes) {
+    const int count = static_cast<int>(std::min<int64_t>(kLanes, head_dim - i));
+    store_some(out + i, load_some(row.values() + i, count) * inverse, count);
   }
 }
 
 inline void attend_tile(const AttentionTask& task, const AttentionTile& tile, const StepInputs& inputs,
                         const LayerCache& cache, const float* query, float* out, Scratch& scratch) {
-  const int64_t group_size = task.num_heads / task.num_kv_heads, size = task.head_dim;
-  scratch.memory.reserve(static_cast<size_t>(2 * size) * sizeof(float));
-  float* vector = scratch.memory.as<float>();
-  float* sums = vector + size;
-  for (int64_t q = 0; q < tile.num_queries; ++q) {
-    const int64_t position = tile.first_position + q;
-    const int64_t begin = task.sliding_window > 0 ? std::max<int64_t>(0, position + 1 - task.sliding_window) : 0;
-    for (int64_t g = 0; g < group_size; ++g) {
-      const int64_t head = tile.kv_head * group_size + g;
-      const float* query_vector = query + ((tile.first_row + q) * task.num_heads + head) * size;
-      float* place = out + ((tile.first_row + q) * task.num_heads + head) * size;
-      float best = -INFINITY, total = 0.0f;
-      std::fill(sums, sums + size, 0.0f);
-      for (int64_t key = begin; key <= position; ++key) {
-        const int64_t block =
-            inputs.block_tables[tile.sequence * inputs.block_table_stride + key / inputs.block_size];
-        const int64_t index =
-            (block * inputs.block_size + key % inputs.block_size) * task.num_kv_heads + tile.kv_head;
-        read_cache_vector(inputs.cache_format, cache.keys, index, size, vector);
-        float score = 0.0f;
-        for (int64_t i = 0; i < size; ++i) score += query_vector[i] * vector[i];
-        score *= task.scale;
-        if (task.soft_cap > 0.0f) score = task.soft_cap * std::tanh(score / task.soft_cap);
-        const float top = std::max(best, score);
-        const float old = std::exp(best - top), weight = std::exp(score - top);
-        read_cache_vector(inputs.cache_format, cache.values, index, size, vector);
-        for (int64_t i = 0; i < size; ++i) sums[i] = sums[i] * old + weight * vector[i];
-        total = total * old + weight;
-        best = top;
-      }
-      for (int64_t i = 0; i < size; ++i) place[i] = sums[i] / total;
+  const TileMemory memory = lay_out_tile(task, tile.num_queries * task.group_size(), scratch);
+  const int64_t first = seen_by(task, tile, 0).begin / kAttentionSplitKeys;
+  const int64_t last = (seen_by(task, tile, memory.num_rows - 1).end - 1) / kAttentionSplitKeys;
+  for (int64_t row = 0; row < memory.num_rows; ++row) clear_partial(memory.whole(row), memory.width);
+  for (int64_t split = first; split <= last; ++split) {
+    attend_split_rows(task, tile, inputs, cache, query, split, memory);
+    for (int64_t row = 0; row < memory.num_rows; ++row) {
+      merge_partial(*memory.split(row), memory.width, memory.whole(row));
     }
   }
+  for (int64_t row = 0; row < memory.num_rows; ++row) {
+    const int64_t offset = query_of(task, tile, query, row) - query;
+    write_attended(*memory.whole(row), task.head_dim, out + offset);
+  }
+}
+
+inline void attend_split(const AttentionTask& task, const AttentionTile& tile, const StepInputs& inputs,
+                         const LayerCache& cache, const float* query, int64_t split, uint8_t* partials,
+                         Scratch& scratch) {
+  const TileMemory memory = lay_out_tile(task, task.group_size(), scratch);
+  attend_split_rows(task, tile, inputs, cache, query, split, memory);
+  for (int64_t row = 0; row < memory.num_rows; ++row) {
+    std::memcpy(partials + row * partial_bytes(task.head_dim), memory.split(row),
+                static_cast<size_t>(partial_bytes(task.head_dim)));
+  }
+}
+
+inline void merge_splits(const AttentionTask& task, const uint8_t* partials, int64_t stride, int64_t num_splits,
+                         float* out, Scratch& scratch) {
+  scratch.memory.reserve(static_cast<size_t>(partial_bytes(task.head_dim)));
+  scratch.owner = nullptr;
+  PartialAttention* whole = scratch.memory.as<PartialAttention>();
+  clear_partial(whole, task.head_dim);
+  for (int64_t split = 0; split < num_splits; ++split) {
+    merge_partial(*reinterpret_cast<const PartialAttention*>(partials + split * stride), task.head_dim, whole);
+  }
+  write_attended(*whole, task.head_dim, out);
 }
 
 }  // namespace quire::QUIRE_ISA
