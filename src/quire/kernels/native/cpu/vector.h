@@ -19,6 +19,7 @@ namespace quire::QUIRE_ISA {
 constexpr int kLanes = 16;
 
 typedef float f32x16 __attribute__((vector_size(64)));
+typedef double f64x16 __attribute__((vector_size(128)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
@@ -53,13 +54,25 @@ QUIRE_INLINE i32x16 splat(int32_t value) {
 
 // The first `count` of 16 floats; the others are zero.
 QUIRE_INLINE f32x16 load_some(const float* from, int count) {
+#if defined(__AVX512F__)
+  const __mmask16 lanes = static_cast<__mmask16>((1u << count) - 1);
+  return reinterpret_cast<f32x16>(_mm512_maskz_loadu_ps(lanes, from));
+#else
+  if (count == kLanes) return load<f32x16>(from);
   f32x16 value{};
   std::memcpy(&value, from, static_cast<size_t>(count) * sizeof(float));
   return value;
+#endif
 }
 
 QUIRE_INLINE void store_some(float* to, f32x16 value, int count) {
+#if defined(__AVX512F__)
+  const __mmask16 lanes = static_cast<__mmask16>((1u << count) - 1);
+  _mm512_mask_storeu_ps(to, lanes, reinterpret_cast<__m512>(value));
+#else
+  if (count == kLanes) return store(to, value);
   std::memcpy(to, &value, static_cast<size_t>(count) * sizeof(float));
+#endif
 }
 
 // a * b + c, rounded once where the machine has such an instruction.
@@ -72,12 +85,63 @@ QUIRE_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
 #endif
 }
 
+// Comparisons are done on vectors as wide as a register: compilers take wider ones apart into single numbers.
+#if defined(__AVX512F__)
+constexpr int kRegisterLanes = 16;
+#elif defined(__AVX__)
+constexpr int kRegisterLanes = 8;
+#else
+constexpr int kRegisterLanes = 4;
+#endif
+
+typedef float f32_register __attribute__((vector_size(kRegisterLanes * 4)));
+typedef int32_t i32_register __attribute__((vector_size(kRegisterLanes * 4)));
+
+template <typename Result, typename Register, typename Operation>
+QUIRE_INLINE Result by_register(Operation operation, f32x16 a, f32x16 b) {
+  constexpr int kRegisters = kLanes / kRegisterLanes;
+  f32_register parts_a[kRegisters], parts_b[kRegisters];
+  Register results[kRegisters];
+  std::memcpy(parts_a, &a, sizeof a);
+  std::memcpy(parts_b, &b, sizeof b);
+  for (int i = 0; i < kRegisters; ++i) results[i] = operation(parts_a[i], parts_b[i]);
+  return load<Result>(results);
+}
+
+#define QUIRE_BY_REGISTER(Result, Register, expression)                                                       \
+  by_register<Result, Register>(                                                                              \
+      [](f32_register x, f32_register y) __attribute__((always_inline)) -> Register { return expression; }, a, b)
+
+// The second of two numbers of which one is NaN.
 QUIRE_INLINE f32x16 max(f32x16 a, f32x16 b) {
-  return a > b ? a : b;
+  return QUIRE_BY_REGISTER(f32x16, f32_register, (x > y ? x : y));
 }
 
 QUIRE_INLINE f32x16 min(f32x16 a, f32x16 b) {
-  return a < b ? a : b;
+  return QUIRE_BY_REGISTER(f32x16, f32_register, (x < y ? x : y));
+}
+
+// Lanes of -1 where it is so, 0 elsewhere.
+QUIRE_INLINE i32x16 is_less(f32x16 a, f32x16 b) {
+  return QUIRE_BY_REGISTER(i32x16, i32_register, x < y);
+}
+
+QUIRE_INLINE i32x16 is_at_least(f32x16 a, f32x16 b) {
+  return QUIRE_BY_REGISTER(i32x16, i32_register, x >= y);
+}
+
+QUIRE_INLINE i32x16 is_equal(f32x16 a, f32x16 b) {
+  return QUIRE_BY_REGISTER(i32x16, i32_register, x == y);
+}
+
+#undef QUIRE_BY_REGISTER
+
+QUIRE_INLINE f32x16 select(i32x16 mask, f32x16 a, f32x16 b) {
+  return reinterpret_cast<f32x16>((reinterpret_cast<i32x16>(a) & mask) | (reinterpret_cast<i32x16>(b) & ~mask));
+}
+
+QUIRE_INLINE f32x16 keep_where(i32x16 mask, f32x16 a) {
+  return reinterpret_cast<f32x16>(reinterpret_cast<i32x16>(a) & mask);
 }
 
 QUIRE_INLINE f32x16 abs(f32x16 a) {
@@ -115,6 +179,47 @@ QUIRE_INLINE float largest(f32x16 a) {
     for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
   }
   return lanes[0];
+}
+
+// A mask's lanes as bits, lane 0 the lowest.
+QUIRE_INLINE uint32_t mask_bits(i32x16 mask) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(mask));
+#elif defined(__AVX__)
+  __m256 halves[2];
+  std::memcpy(halves, &mask, sizeof mask);
+  return static_cast<uint32_t>(_mm256_movemask_ps(halves[0]) | _mm256_movemask_ps(halves[1]) << 8);
+#else
+  int32_t lanes[16];
+  store(lanes, mask);
+  uint32_t bits = 0;
+  for (int i = 0; i < 16; ++i) bits |= (static_cast<uint32_t>(lanes[i]) >> 31) << i;
+  return bits;
+#endif
+}
+
+QUIRE_INLINE i32x16 lane_numbers() {
+  return i32x16{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+}
+
+// The mask of those bits.
+QUIRE_INLINE i32x16 mask_of(uint32_t bits) {
+  // The lane's bit becomes the sign, which the second shift spreads.
+  return reinterpret_cast<i32x16>((u32x16{} + bits) << reinterpret_cast<u32x16>(31 - lane_numbers())) >> 31;
+}
+
+// Stores the lanes whose bits are set one after the other and returns their number; may write 16 floats.
+QUIRE_INLINE int store_chosen(float* to, f32x16 value, uint32_t bits) {
+  const int count = __builtin_popcount(bits);
+#if defined(__AVX512F__)
+  const __m512 chosen = _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), reinterpret_cast<__m512>(value));
+  _mm512_storeu_ps(to, chosen);
+#else
+  float lanes[16];
+  store(lanes, value);
+  for (; bits != 0; bits &= bits - 1) *to++ = lanes[__builtin_ctz(bits)];
+#endif
+  return count;
 }
 
 QUIRE_INLINE f32x16 from_bfloat16(u16x16 a) {
@@ -240,7 +345,7 @@ QUIRE_INLINE void transpose(f32x16 (&rows)[16]) {
 // e^a within 2 units in the last place; 0 far below, infinity above 88.7, NaN for NaN.
 // Cody and Waite's reduction to [-ln 2 / 2, ln 2 / 2], there the Taylor polynomial of degree 7.
 QUIRE_INLINE f32x16 exp(f32x16 a) {
-  const f32x16 clipped = min(max(a, splat(-104.0f)), splat(89.0f));
+  const f32x16 clipped = min(splat(89.0f), max(splat(-104.0f), a));  // a NaN stays one
   const i32x16 n = round_to_int(clipped * 1.44269504f);
   const f32x16 nf = to_float(n);
   f32x16 r = fma(nf, splat(-0.693359375f), clipped);
@@ -257,8 +362,7 @@ QUIRE_INLINE f32x16 exp(f32x16 a) {
   const i32x16 half = n >> 1;
   const f32x16 low = reinterpret_cast<f32x16>((half + 127) << 23);
   const f32x16 high = reinterpret_cast<f32x16>((n - half + 127) << 23);
-  const f32x16 result = p * low * high;
-  return a == a ? result : a;
+  return p * low * high;
 }
 
 // Within 2^-23 of the hyperbolic tangent, absolutely.
