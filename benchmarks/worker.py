@@ -123,7 +123,7 @@ def main() -> None:
     runner = executor._runner
     watch = Stopwatch(runner._model)
     runner._model = watch  # type: ignore[assignment]
-    model_runner.draw_tokens = watch.timed("sample", model_runner.draw_tokens)
+    runner._draw = watch.timed("sample", runner._draw)
     params = SamplingParams(temperature=options.temperature, top_p=options.top_p, max_tokens=None)
 
     def run(batch: int) -> dict[str, float]:

@@ -13,6 +13,7 @@ from quire.checkpoint.checkpoint import Checkpoint
 from quire.config.engine import EngineConfig
 from quire.errors import StepFailedError
 from quire.kernels.native import NativeCpu, describe_kernels
+from quire.kernels.sample import NativeSampler, draw_tokens
 from quire.models.decoder import DecoderModel
 from quire.models.loading.load import load_packed_weights, load_weights
 from quire.models.loading.native_packing import NativePacking
@@ -169,6 +170,7 @@ class CpuExecutor:
             max_num_seqs=scheduler.max_num_seqs,
             max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,
+            draw=draw_tokens if native is None else NativeSampler(native.pool, native.instruction_set).draw_tokens,
         )
         self._warm_up()
         self._report.end_phase("warm_up")

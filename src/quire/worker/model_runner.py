@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from quire.kernels.block_copy import copy_blocks
-from quire.kernels.sample import SamplingBatch, draw_tokens, pick_logprobs
+from quire.kernels.sample import DrawTokens, SamplingBatch, draw_tokens, pick_logprobs
 from quire.types.ids import SequenceId, SlotIndex
 from quire.types.plan import NO_TOKEN_LEFT, PositionLogprobs, StepPlan, StepResult
 from quire.worker.batch_state import BatchState, StepRows
@@ -24,6 +24,7 @@ class ModelRunner:
     Args:
         model: Runs the forward pass.
         kv_caches: What a copy of a block copies, each [num_blocks, block_size, ...].
+        draw: The sampler.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class ModelRunner:
         max_num_seqs: int,
         max_model_len: int,
         vocab_size: int,
+        draw: DrawTokens = draw_tokens,
     ) -> None:
         self._model = model
+        self._draw = draw
         self._kv_caches = kv_caches
         self._vocab_size = vocab_size
         self.sampling = SamplingState(max_num_seqs=max_num_seqs, vocab_size=vocab_size)
@@ -90,7 +93,7 @@ class ModelRunner:
         logprobs = torch.log_softmax(logits[scored], dim=-1) if scored else None
         batch = self._sampling_batch(slots)
         batch.mask = wait_for_mask(plan, plan_indices)
-        token_ids, failed = draw_tokens(logits, batch)
+        token_ids, failed = self._draw(logits, batch)
         self.state.append_tokens(slots, token_ids)
         self.sampling.append(slots, token_ids)
         result.token_ids = _spread(token_ids, plan, plan_indices)

@@ -6,8 +6,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quire.kernels.sample import LogitEdits, Penalties, SamplingBatch, TokenMask, draw_tokens, reference
+from quire.kernels import native
+from quire.kernels.sample import LogitEdits, NativeSampler, Penalties, SamplingBatch, TokenMask, draw_tokens, reference
 from quire.kernels.sample.torch_cpu import apply_edits, apply_mask, apply_penalties
+
+EXTENSION = native.extension()
+INSTRUCTION_SETS = EXTENSION.instruction_sets() if EXTENSION else []
+
+
+def native_sampler(instruction_set, num_threads=2):
+    return NativeSampler(EXTENSION.ThreadPool(num_threads), instruction_set)
+
+
+each_instruction_set = pytest.mark.parametrize("instruction_set", INSTRUCTION_SETS)
+
+
+@pytest.fixture(scope="module", params=["torch", *INSTRUCTION_SETS])
+def draw(request):
+    """`draw_tokens` of each implementation."""
+    return draw_tokens if request.param == "torch" else native_sampler(request.param).draw_tokens
 
 
 def make_batch(rows):
@@ -65,64 +82,64 @@ parameters = st.fixed_dictionaries(
     step=st.sampled_from([0.0, 0.5]),
     noise_seed=st.integers(0, 1000),
 )
-def test_every_mix_of_parameters_draws_as_the_reference(rows, vocab_size, scale, step, noise_seed):
+def test_every_mix_of_parameters_draws_as_the_reference(draw, rows, vocab_size, scale, step, noise_seed):
     generator = torch.Generator().manual_seed(noise_seed)
     logits = torch.randn(len(rows), vocab_size, generator=generator) * scale
     if step:  # rounded logits tie often
         logits = (logits / step).round() * step
-    token_ids, failed = draw_tokens(logits.clone(), make_batch(rows))
+    token_ids, failed = draw(logits.clone(), make_batch(rows))
     assert not failed.any()
     for row, row_logits, token_id in zip(rows, logits.tolist(), token_ids.tolist(), strict=True):
         assert_drawn_as_reference(row_logits, row, token_id)
 
 
 @pytest.mark.parametrize("vocab_size", [3, 128, 1000])
-def test_greedy_takes_the_lowest_of_equal_ids(vocab_size):
+def test_greedy_takes_the_lowest_of_equal_ids(draw, vocab_size):
     logits = torch.zeros(2, vocab_size)
     logits[1, [vocab_size - 1, vocab_size - 2]] = 4.0
-    token_ids, _ = draw_tokens(logits, make_batch([{"temperature": 0.0}] * 2))
+    token_ids, _ = draw(logits, make_batch([{"temperature": 0.0}] * 2))
     assert token_ids.tolist() == [0, vocab_size - 2]
 
 
-def tokens_seen(logits, **limits):
+def tokens_seen(draw, logits, **limits):
     """Every token drawn at 400 positions."""
     rows = [{**limits, "position": position} for position in range(400)]
-    return set(draw_tokens(logits.repeat(400, 1), make_batch(rows))[0].tolist())
+    return set(draw(logits.repeat(400, 1), make_batch(rows))[0].tolist())
 
 
 @pytest.mark.parametrize("vocab_size", [8, 500])
-def test_top_k_keeps_all_that_tie_with_the_last(vocab_size):
+def test_top_k_keeps_all_that_tie_with_the_last(draw, vocab_size):
     logits = torch.full((1, vocab_size), -1.0)
     logits[0, :4] = torch.tensor([2.0, 1.0, 1.0, 1.0])
-    assert tokens_seen(logits, top_k=1) == {0}
-    assert tokens_seen(logits, top_k=2) == {0, 1, 2, 3}
+    assert tokens_seen(draw, logits, top_k=1) == {0}
+    assert tokens_seen(draw, logits, top_k=2) == {0, 1, 2, 3}
 
 
-def test_top_k_ties_beyond_the_candidates_are_kept():
+def test_top_k_ties_beyond_the_candidates_are_kept(draw):
     logits = torch.zeros(1, 300)
-    assert len(tokens_seen(logits, top_k=2)) > 200
+    assert len(tokens_seen(draw, logits, top_k=2)) > 200
 
 
 @pytest.mark.parametrize("vocab_size", [4, 400])
-def test_top_p_keeps_the_smallest_set_that_reaches_it_and_one_token_at_least(vocab_size):
+def test_top_p_keeps_the_smallest_set_that_reaches_it_and_one_token_at_least(draw, vocab_size):
     logits = torch.full((1, vocab_size), -math.inf)
     logits[0, :4] = torch.tensor([0.125, 0.25, 0.5, 0.125]).log()
-    assert tokens_seen(logits, top_p=1e-9) == {2}
-    assert tokens_seen(logits, top_p=0.5) == {2}
-    assert tokens_seen(logits, top_p=0.51) == {1, 2}
-    assert tokens_seen(logits, top_p=0.75) == {1, 2}
-    assert tokens_seen(logits, top_p=0.76) == {0, 1, 2}  # of the two that tie, the lower id
-    assert tokens_seen(logits, top_p=0.99) == {0, 1, 2, 3}
+    assert tokens_seen(draw, logits, top_p=1e-9) == {2}
+    assert tokens_seen(draw, logits, top_p=0.5) == {2}
+    assert tokens_seen(draw, logits, top_p=0.51) == {1, 2}
+    assert tokens_seen(draw, logits, top_p=0.75) == {1, 2}
+    assert tokens_seen(draw, logits, top_p=0.76) == {0, 1, 2}  # of the two that tie, the lower id
+    assert tokens_seen(draw, logits, top_p=0.99) == {0, 1, 2, 3}
 
 
-def test_top_p_in_a_flat_distribution_takes_the_lowest_ids():
-    assert 240 < max(tokens_seen(torch.zeros(1, 1024), top_p=0.25)) < 256
+def test_top_p_in_a_flat_distribution_takes_the_lowest_ids(draw):
+    assert 240 < max(tokens_seen(draw, torch.zeros(1, 1024), top_p=0.25)) < 256
 
 
-def test_min_p_is_relative_to_the_most_likely_token():
+def test_min_p_is_relative_to_the_most_likely_token(draw):
     logits = torch.tensor([[1.0, 0.5, 0.26, 0.24]]).log()
-    assert tokens_seen(logits, min_p=0.25) == {0, 1, 2}
-    assert tokens_seen(logits, min_p=1.0) == {0}
+    assert tokens_seen(draw, logits, min_p=0.25) == {0, 1, 2}
+    assert tokens_seen(draw, logits, min_p=1.0) == {0}
 
 
 MIXES = [
@@ -137,7 +154,7 @@ MIXES = [
 
 
 @pytest.mark.parametrize("limits", MIXES, ids=str)
-def test_draws_follow_the_exact_distribution(limits):
+def test_draws_follow_the_exact_distribution(draw, limits):
     """Chi-square over 52,000 draws at different positions; a fixed seed, so the verdict is fixed too."""
     num_draws, chunk = 52_000, 2_000
     logits = torch.randn(1, 600, generator=torch.Generator().manual_seed(5)) * 3.0
@@ -146,7 +163,7 @@ def test_draws_follow_the_exact_distribution(limits):
     counts = np.zeros(600)
     for start in range(0, num_draws, chunk):
         rows = [{**limits, "seed": 11, "position": position} for position in range(start, start + chunk)]
-        token_ids, _ = draw_tokens(logits.expand(chunk, -1).contiguous(), make_batch(rows))
+        token_ids, _ = draw(logits.expand(chunk, -1).contiguous(), make_batch(rows))
         counts += np.bincount(token_ids, minlength=600)
     assert counts[exact == 0.0].sum() == 0
     common = exact * num_draws >= 10
@@ -159,18 +176,18 @@ def test_draws_follow_the_exact_distribution(limits):
     assert abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)
 
 
-def test_a_token_does_not_depend_on_who_shares_the_batch():
+def test_a_token_does_not_depend_on_who_shares_the_batch(draw):
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(64, 5000, generator=generator) * 2
     rows = [
         {**MIXES[index % len(MIXES)], "seed": index * 7, "position": index, "sample_index": 3} for index in range(64)
     ]
     rows[9]["temperature"] = 0.0
-    together, _ = draw_tokens(logits.clone(), make_batch(rows))
-    alone = [int(draw_tokens(logits[[index]], make_batch([row]))[0][0]) for index, row in enumerate(rows)]
+    together, _ = draw(logits.clone(), make_batch(rows))
+    alone = [int(draw(logits[[index]], make_batch([row]))[0][0]) for index, row in enumerate(rows)]
     assert together.tolist() == alone
     order = torch.randperm(64, generator=generator)
-    shuffled, _ = draw_tokens(logits[order], make_batch([rows[index] for index in order.tolist()]))
+    shuffled, _ = draw(logits[order], make_batch([rows[index] for index in order.tolist()]))
     assert shuffled.tolist() == together[order.numpy()].tolist()
 
 
@@ -185,11 +202,11 @@ def test_a_token_does_not_depend_on_who_shares_the_batch():
     ],
 )
 @pytest.mark.parametrize("limits", [{"temperature": 0.0}, *MIXES], ids=str)
-def test_a_row_that_cannot_be_drawn_fails_alone(bad, is_failure, limits):
+def test_a_row_that_cannot_be_drawn_fails_alone(draw, bad, is_failure, limits):
     good = [0.5, 2.0, -1.0]
     rows = [{**limits, "seed": index} for index in range(3)]
-    expected, _ = draw_tokens(torch.tensor([good, good, good]), make_batch(rows))
-    token_ids, failed = draw_tokens(torch.tensor([good, bad, good]), make_batch(rows))
+    expected, _ = draw(torch.tensor([good, good, good]), make_batch(rows))
+    token_ids, failed = draw(torch.tensor([good, bad, good]), make_batch(rows))
     assert failed.tolist() == [False, is_failure, False]
     assert reference.is_failed(bad) == is_failure
     assert token_ids[[0, 2]].tolist() == expected[[0, 2]].tolist()
@@ -246,26 +263,30 @@ def test_edits_and_penalties_equal_the_reference(rows, noise_seed):
     torch.testing.assert_close(logits, expected, rtol=1e-6, atol=1e-5)
 
 
-def test_a_row_without_a_token_left_fails():
+def test_a_row_without_a_token_left_fails(draw):
     batch = make_batch([{}, {"temperature": 0.0}])
     batch.edits = LogitEdits(allowed=[(1, np.array([2]))], excluded_rows=np.array([1]), excluded_ids=np.array([2]))
-    _, failed = draw_tokens(torch.zeros(2, 4), batch)
+    _, failed = draw(torch.zeros(2, 4), batch)
     assert failed.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 100])
-def test_a_mask_equals_the_reference(vocab_size):
+@pytest.mark.parametrize("name", ["torch", *INSTRUCTION_SETS])
+def test_a_mask_equals_the_reference(name, vocab_size):
     rng = np.random.default_rng(vocab_size)
     logits = torch.randn(5, vocab_size, generator=torch.Generator().manual_seed(vocab_size))
     words = rng.integers(0, 2**32, (3, -(-vocab_size // 32)), dtype=np.uint32)
     rows = [4, 0, 2]
     masks = dict(zip(rows, words.tolist(), strict=True))
     expected = [reference.edit_logits(values, mask=masks.get(row)) for row, values in enumerate(logits.tolist())]
-    apply_mask(logits, TokenMask(np.array(rows), words))
+    if name == "torch":
+        apply_mask(logits, TokenMask(np.array(rows), words))
+    else:
+        EXTENSION.Sampler(EXTENSION.ThreadPool(2), name).apply_mask(logits.numpy(), np.array(rows), words)
     torch.testing.assert_close(logits, torch.tensor(expected))
 
 
-def test_a_mask_comes_before_everything_else():
+def test_a_mask_comes_before_everything_else(draw):
     """A bias does not bring back what the mask excludes, and what was allowed besides does not count."""
     batch = make_batch([{"temperature": 0.0}] * 2)
     batch.mask = TokenMask(np.array([1]), np.array([[0b1010]], np.uint32))
@@ -275,6 +296,67 @@ def test_a_mask_comes_before_everything_else():
         bias_ids=np.array([2, 2]),
         biases=np.array([50.0, 50.0], np.float32),
     )
-    token_ids, failed = draw_tokens(torch.tensor([[0.0, 1.0, 2.0, 3.0]]).repeat(2, 1), batch)
+    token_ids, failed = draw(torch.tensor([[0.0, 1.0, 2.0, 3.0]]).repeat(2, 1), batch)
     assert token_ids.tolist() == [2, 3]
     assert not failed.any()
+
+
+@pytest.mark.parametrize(
+    "limits", [{"top_k": 50}, {"top_k": 1000, "top_p": 0.5}, {"top_p": 0.95}, {"min_p": 0.01}], ids=str
+)
+def test_a_large_vocabulary_draws_as_the_reference(draw, limits):
+    rows = [
+        {"temperature": 0.8, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 3, "sample_index": 0, "position": index}
+        | limits
+        for index in range(3)
+    ]
+    logits = torch.randn(3, 50_003, generator=torch.Generator().manual_seed(2)) * torch.tensor([[1.0], [4.0], [0.0]])
+    token_ids, _ = draw(logits.clone(), make_batch(rows))
+    for row, row_logits, token_id in zip(rows, logits.tolist(), token_ids.tolist(), strict=True):
+        assert_drawn_as_reference(row_logits, row, token_id)
+
+
+@pytest.mark.parametrize("limits", MIXES, ids=str)
+def test_logits_of_any_size_are_drawn(draw, limits):
+    sizes = torch.tensor([3e38, -3e38, 1e-45, -1e-45, 0.0, -0.0, 1.0, -math.inf, 2e38])
+    logits = sizes.repeat(3, 40)
+    logits[1, logits[1] > 1.0] = -math.inf
+    logits[2, logits[2] > -1.0] = -math.inf
+    token_ids, failed = draw(logits.clone(), make_batch([limits | {"temperature": 1e-3}] * 3))
+    assert not failed.any()
+    assert torch.equal(logits[torch.arange(3), torch.from_numpy(token_ids)], logits.max(1).values)
+
+
+@each_instruction_set
+def test_a_token_does_not_depend_on_the_number_of_threads(instruction_set):
+    logits = torch.randn(32, 3000, generator=torch.Generator().manual_seed(3)) * 2
+    batch = make_batch([{**MIXES[index % len(MIXES)], "seed": index} for index in range(32)])
+    alone, _ = native_sampler(instruction_set, 1).draw_tokens(logits, batch)
+    for num_threads in (2, 5):
+        token_ids, _ = native_sampler(instruction_set, num_threads).draw_tokens(logits, batch)
+        assert token_ids.tolist() == alone.tolist()
+
+
+@each_instruction_set
+def test_why_a_row_failed_stands_in_the_place_of_its_token(instruction_set):
+    sampler = EXTENSION.Sampler(EXTENSION.ThreadPool(1), instruction_set)
+    logits = np.array([[0.0, 1.0], [math.nan, 1.0], [math.inf, 1.0], [-math.inf, -math.inf]], np.float32)
+    batch = make_batch([{"temperature": 0.0}] * 4)
+    token_ids = np.empty(4, np.int64)
+    limits = (batch.temperature, batch.top_k, batch.top_p, batch.min_p)
+    sampler.draw_tokens(logits, *limits, batch.seed, batch.sample_index, batch.position, token_ids)
+    assert token_ids.tolist() == [1, -1, -1, -2]
+
+
+@each_instruction_set
+def test_arrays_that_do_not_fit_are_refused(instruction_set):
+    sampler = EXTENSION.Sampler(EXTENSION.ThreadPool(1), instruction_set)
+    logits = np.zeros((2, 40), np.float32)
+    batch = make_batch([{}])
+    limits = (batch.temperature, batch.top_k, batch.top_p, batch.min_p)
+    with pytest.raises(ValueError, match="another number of rows"):
+        sampler.draw_tokens(logits, *limits, batch.seed, batch.sample_index, batch.position, np.empty(2, np.int64))
+    with pytest.raises(ValueError, match="another shape"):
+        sampler.apply_mask(logits, np.array([0]), np.zeros((1, 1), np.uint32))
+    with pytest.raises(IndexError, match="outside the logits"):
+        sampler.apply_mask(logits, np.array([2]), np.zeros((1, 2), np.uint32))

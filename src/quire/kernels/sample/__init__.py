@@ -4,10 +4,14 @@ The steps, in this order: mask, allowed ids, excluded ids (bad words, stop token
 repetition, frequency and presence penalties, temperature, min_p, top_k, top_p, draw. A row's token depends on
 its own logits and parameters and on (seed, sample index, position), never on who shares the batch.
 
-On a GPU the same is done by the functions of `device.py`, on tensors that stay there.
+`draw_tokens` does this with torch and numpy, `NativeSampler` compiled and on all threads of a pool. On a GPU the same
+is done by the functions of `device.py`, on tensors that stay there.
 
-May import: errors; torch, triton and numpy. Read first: this file, `reference.py`, `torch_cpu.py`, `device.py`.
+May import: errors; torch, triton and numpy. Read first: this file, `reference.py`, `torch_cpu.py`, `native_cpu.py`,
+`device.py`.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,10 +25,16 @@ from quire.kernels.sample.logprobs import (
     pick_logprobs,
     pick_logprobs_on_device,
 )
+from quire.kernels.sample.native_cpu import NativeSampler
+
+DrawTokens = Callable[[torch.Tensor, SamplingBatch], tuple[np.ndarray, np.ndarray]]
+"""What `draw_tokens` and `NativeSampler.draw_tokens` are."""
 
 __all__ = [
     "DeviceLogprobs",
+    "DrawTokens",
     "LogitEdits",
+    "NativeSampler",
     "Penalties",
     "SamplingBatch",
     "TokenLogprobs",

@@ -1,3 +1,5 @@
+#include <stdexcept>
+
 #include "native/cpu/kernel_table.h"
 
 namespace quire {
@@ -30,6 +32,13 @@ std::vector<const KernelTable*> available_kernels() {
 #endif
   available.push_back(&portable::kTable);
   return available;
+}
+
+const KernelTable& kernels_named(const std::string& name) {
+  for (const KernelTable* table : available_kernels()) {
+    if (name == table->name) return *table;
+  }
+  throw std::invalid_argument("this machine does not have the instruction set " + name);
 }
 
 }  // namespace quire

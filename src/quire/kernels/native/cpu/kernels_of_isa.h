@@ -5,6 +5,7 @@
 #include "paged_attention/cpu/attention_kernels.h"
 #include "rms_norm/cpu/rms_norm_kernels.h"
 #include "rope_kv_write/cpu/rope_kv_write_kernels.h"
+#include "sample/cpu/sample_kernels.h"
 #include "silu_mul/cpu/silu_mul_kernels.h"
 #include "native/cpu/kernel_table.h"
 
@@ -21,6 +22,7 @@ const KernelTable kTable = {
     .rope_kv_write = {write_token},
     .attention = {attend_tile, attend_split, merge_splits},
     .silu_mul = {silu_mul_row},
+    .sample = {draw_row, draw_workspace_bytes, mask_row},
 };
 
 }  // namespace quire::QUIRE_ISA

@@ -20,6 +20,7 @@
 #include "rms_norm/cpu/rms_norm_instruction.h"
 #include "rope/cpu/rope_tables_instruction.h"
 #include "rope_kv_write/cpu/rope_kv_write_instruction.h"
+#include "sample/cpu/sample_binding.h"
 #include "silu_mul/cpu/silu_mul_instruction.h"
 
 namespace nb = nanobind;
@@ -377,13 +378,6 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
-const KernelTable& kernels_named(const std::string& name) {
-  for (const KernelTable* table : available_kernels()) {
-    if (name == table->name) return *table;
-  }
-  throw std::invalid_argument("this machine does not have the instruction set " + name);
-}
-
 }  // namespace
 }  // namespace quire
 
@@ -397,6 +391,7 @@ NB_MODULE(_extension, m) {
   nb::class_<ThreadPool>(m, "ThreadPool")
       .def(nb::init<int>(), "num_threads"_a)
       .def_prop_ro("num_threads", &ThreadPool::num_threads);
+  quire::bind_sample(m);
   nb::class_<Weight>(m, "Weight")
       .def(nb::init<int64_t, int64_t>(), "num_rows"_a, "num_columns"_a)
       .def("add_segment", &Weight::add_segment, "format"_a, "num_rows"_a)
