@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from quire.errors import ConfigError
+from quire.kernels.native import instruction_sets
 from quire.worker.device import GpuFacts, choose_device, describe_device, find_obstacle, read_gpu_facts
 
 GOOD = GpuFacts(cuda_version="12.8", is_available=True, name="NVIDIA H200", capability=(9, 0), has_triton=True)
@@ -46,4 +47,8 @@ def test_this_machine_is_described():
     assert ("gpu" in described) == (described["device"] == "cuda")
     if not torch.cuda.is_available():
         assert described["no_gpu_because"]
-        assert describe_device("cpu") == {"device": "cpu", "kernels": described["kernels"]}
+        assert describe_device("cpu") == {
+            "device": "cpu",
+            "kernels": described["kernels"],
+            "instruction_sets": instruction_sets(),
+        }

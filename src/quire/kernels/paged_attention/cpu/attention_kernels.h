@@ -115,6 +115,19 @@ inline BlockKeys find_keys(const AttentionTask& task, const AttentionTile& tile,
   return keys;
 }
 
+// Asks for the cache lines of a block: its vectors lie apart, where the processor does not foresee them.
+inline void prefetch_keys(const AttentionTask& task, CacheFormat format, const LayerCache& cache,
+                          const BlockKeys& keys) {
+  const int64_t bytes = task.head_dim * cache_number_bytes(format);
+  for (int64_t i = keys.first; i < keys.end; ++i) {
+    const int64_t offset = keys.index[i] * bytes;
+    for (int64_t line = 0; line < bytes; line += static_cast<int64_t>(kCacheLine)) {
+      __builtin_prefetch(static_cast<const uint8_t*>(cache.keys.data) + offset + line);
+      __builtin_prefetch(static_cast<const uint8_t*>(cache.values.data) + offset + line);
+    }
+  }
+}
+
 // Up to 16 numbers of a vector of the cache from dimension `start` on; zeros behind them.
 QUIRE_INLINE f32x16 read_cache(CacheFormat format, const Cache& cache, int64_t index, int64_t head_dim,
                                int64_t start) {
@@ -139,46 +152,43 @@ QUIRE_INLINE f32x16 read_cache(CacheFormat format, const Cache& cache, int64_t i
   return format == CacheFormat::kBfloat16 ? from_bfloat16(halves) : from_float16(halves);
 }
 
-// Sixteen keys from `start` on, 16 dimensions from `dim` on, as [dimension][key].
-inline void turn_keys(const AttentionTask& task, CacheFormat format, const Cache& cache, const BlockKeys& keys,
-                      int64_t start, int64_t dim, float* out) {
-  f32x16 rows[16];
-  for (int64_t i = 0; i < 16; ++i) {
-    const bool is_seen = start + i >= keys.first && start + i < keys.end;
-    rows[i] = is_seen ? read_cache(format, cache, keys.index[start + i], task.head_dim, dim) : f32x16{};
-  }
-  transpose(rows);
-  const int64_t count = std::min<int64_t>(kLanes, task.head_dim - dim);
-  for (int64_t i = 0; i < count; ++i) store(out + i * kBlockKeys, rows[i]);
+// How many dimensions of a key are turned at a time: pairs of bfloat16 halve the work.
+inline int64_t turned_dims(CacheFormat format, int64_t head_dim) {
+  return format == CacheFormat::kBfloat16 && head_dim % 32 == 0 ? 32 : kLanes;
 }
 
-// Keys of a bfloat16 cache in pairs of dimensions: half the turning.
-inline void turn_bfloat16_keys(const AttentionTask& task, const Cache& cache, const BlockKeys& keys, int64_t start,
-                               int64_t dim, float* out) {
-  f32x16 rows[16];
-  const uint16_t* data = static_cast<const uint16_t*>(cache.data) + dim;
+// Sixteen keys from `start` on, as many dimensions from `dim` on as `turned_dims` says: row i is dimension dim + i of the
+// keys, or the dimensions dim + 2 i and dim + 2 i + 1 in pairs. Keys that are not seen are zeros.
+QUIRE_INLINE void turn_keys(CacheFormat format, bool in_pairs, const Cache& cache, const BlockKeys& keys,
+                            int64_t head_dim, int64_t start, int64_t dim, f32x16 (&rows)[16]) {
+  const uint16_t* halves = static_cast<const uint16_t*>(cache.data) + dim;
+#pragma GCC unroll 16
   for (int64_t i = 0; i < 16; ++i) {
-    const bool is_seen = start + i >= keys.first && start + i < keys.end;
-    rows[i] = is_seen ? load<f32x16>(data + keys.index[start + i] * task.head_dim) : f32x16{};
+    rows[i] = f32x16{};
+    if (start + i < keys.first || start + i >= keys.end) continue;
+    const int64_t index = keys.index[start + i];
+    rows[i] = in_pairs ? load<f32x16>(halves + index * head_dim) : read_cache(format, cache, index, head_dim, dim);
   }
   transpose(rows);
-  for (int64_t i = 0; i < 16; ++i) {
-    store(out + 2 * i * kBlockKeys, low_bfloat16(rows[i]));
-    store(out + (2 * i + 1) * kBlockKeys, high_bfloat16(rows[i]));
-  }
 }
 
-// [head_dim][64] floats; keys that are not seen are zeros.
+// [head_dim][64] floats. Sixteens of which none is seen are left out at the end.
 inline void load_keys(const AttentionTask& task, CacheFormat format, const Cache& cache, const BlockKeys& keys,
                       float* out) {
-  const bool takes_pairs = format == CacheFormat::kBfloat16 && task.head_dim % 32 == 0;
-  for (int64_t start = 0; start < kBlockKeys; start += kLanes) {
-    for (int64_t dim = 0; dim < task.head_dim; dim += takes_pairs ? 32 : kLanes) {
+  const int64_t step = turned_dims(format, task.head_dim);
+  f32x16 rows[16];
+  for (int64_t start = 0; start < keys.end; start += kLanes) {
+    for (int64_t dim = 0; dim < task.head_dim; dim += step) {
+      turn_keys(format, step == 32, cache, keys, task.head_dim, start, dim, rows);
       float* place = out + dim * kBlockKeys + start;
-      if (takes_pairs) {
-        turn_bfloat16_keys(task, cache, keys, start, dim, place);
-      } else {
-        turn_keys(task, format, cache, keys, start, dim, place);
+      const int64_t count = std::min<int64_t>(kLanes, task.head_dim - dim);
+      for (int64_t i = 0; i < count; ++i) {
+        if (step == 32) {
+          store(place + 2 * i * kBlockKeys, low_bfloat16(rows[i]));
+          store(place + (2 * i + 1) * kBlockKeys, high_bfloat16(rows[i]));
+        } else {
+          store(place + i * kBlockKeys, rows[i]);
+        }
       }
     }
   }
@@ -192,6 +202,113 @@ inline void load_values(const AttentionTask& task, CacheFormat format, const Cac
     for (int64_t dim = 0; dim < task.head_dim; dim += kLanes) {
       store(out + i * width + dim, read_cache(format, cache, keys.index[i], task.head_dim, dim));
     }
+  }
+}
+
+// ---- few rows: keys and values go from the cache straight into the products, in the same order ----
+
+template <CacheFormat kFormat, int R>
+void score_rows(const Cache& cache, const BlockKeys& keys, int64_t head_dim, const float* const* queries,
+                float* const* scores) {
+  const int64_t step = turned_dims(kFormat, head_dim);
+  f32x16 rows[16];
+  for (int64_t start = 0; start < keys.end; start += kLanes) {
+    f32x16 sums[R];
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) sums[r] = f32x16{};
+    for (int64_t dim = 0; dim < head_dim; dim += step) {
+      turn_keys(kFormat, step == 32, cache, keys, head_dim, start, dim, rows);
+      if (step == 32) {
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) {
+          const f32x16 even = low_bfloat16(rows[i]), odd = high_bfloat16(rows[i]);
+#pragma GCC unroll 6
+          for (int r = 0; r < R; ++r) {
+            const float* query = queries[r] + dim + 2 * i;
+            sums[r] = fma(splat(query[1]), odd, fma(splat(query[0]), even, sums[r]));
+          }
+        }
+        continue;
+      }
+      const int64_t count = std::min<int64_t>(kLanes, head_dim - dim);
+      for (int64_t i = 0; i < count; ++i) {
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) sums[r] = fma(splat(queries[r][dim + i]), rows[i], sums[r]);
+      }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) store(scores[r] + start, sums[r]);
+  }
+}
+
+// Dimensions [dim, dim + 16 V) of values, weighted, into the sums of R rows.
+template <CacheFormat kFormat, int R, int V>
+QUIRE_INLINE void add_value_columns(const Cache& cache, const BlockKeys& keys, int64_t head_dim, int64_t dim,
+                                    const float* const* weights, float* const* out) {
+  f32x16 sums[R][V];
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[r][v] = load<f32x16>(out[r] + dim + v * kLanes);
+  }
+  for (int64_t key = keys.first; key < keys.end; ++key) {
+    f32x16 columns[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      columns[v] = read_cache(kFormat, cache, keys.index[key], head_dim, dim + v * kLanes);
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const f32x16 weight = splat(weights[r][key]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sums[r][v] = fma(weight, columns[v], sums[r][v]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(out[r] + dim + v * kLanes, sums[r][v]);
+  }
+}
+
+template <CacheFormat kFormat, int R>
+void add_values(const Cache& cache, const BlockKeys& keys, int64_t head_dim, const float* const* weights,
+                float* const* out) {
+  int64_t dim = 0;
+  for (; dim + kPanelVectors * kLanes <= head_dim; dim += kPanelVectors * kLanes) {
+    add_value_columns<kFormat, R, kPanelVectors>(cache, keys, head_dim, dim, weights, out);
+  }
+  for (; dim < head_dim; dim += kLanes) add_value_columns<kFormat, R, 1>(cache, keys, head_dim, dim, weights, out);
+}
+
+// What is done with the keys and with the values of a block, for one format and number of rows.
+struct FewRows {
+  void (*score)(const Cache& cache, const BlockKeys& keys, int64_t head_dim, const float* const* queries,
+                float* const* scores);
+  void (*add)(const Cache& cache, const BlockKeys& keys, int64_t head_dim, const float* const* weights,
+              float* const* out);
+};
+
+template <CacheFormat kFormat>
+FewRows few_rows_of(int64_t count) {
+  switch (count) {
+    case 1: return {score_rows<kFormat, 1>, add_values<kFormat, 1>};
+    case 2: return {score_rows<kFormat, 2>, add_values<kFormat, 2>};
+    case 3: return {score_rows<kFormat, 3>, add_values<kFormat, 3>};
+#if defined(__AVX512F__)
+    case 5: return {score_rows<kFormat, 5>, add_values<kFormat, 5>};
+    case 6: return {score_rows<kFormat, 6>, add_values<kFormat, 6>};
+#endif
+    default: return {score_rows<kFormat, 4>, add_values<kFormat, 4>};
+  }
+}
+
+inline FewRows few_rows(CacheFormat format, int64_t count) {
+  switch (format) {
+    case CacheFormat::kFloat32: return few_rows_of<CacheFormat::kFloat32>(count);
+    case CacheFormat::kBfloat16: return few_rows_of<CacheFormat::kBfloat16>(count);
+    case CacheFormat::kFloat16: return few_rows_of<CacheFormat::kFloat16>(count);
+    default: return few_rows_of<CacheFormat::kInt8>(count);
   }
 }
 
@@ -299,30 +416,48 @@ inline const float* query_of(const AttentionTask& task, const AttentionTile& til
   return query + (token * task.num_heads + head) * task.head_dim;
 }
 
-// Adds a block of keys to the rows [begin, end) of a tile, at most kPanelRows.
-inline void attend_block_rows(const AttentionTask& task, const AttentionTile& tile, const TileMemory& memory,
-                              const float* query, int64_t block_start, int64_t begin, int64_t end) {
+// A block of keys and values: in the tile's memory, or where a tile has few rows in the cache.
+struct Block {
+  int64_t start;  // position of its first key
+  BlockKeys keys;
+  bool is_in_memory;
+};
+
+// Adds a block to the rows [begin, end) of a tile, at most kPanelRows.
+inline void attend_block_rows(const AttentionTask& task, const AttentionTile& tile, CacheFormat format,
+                              const LayerCache& cache, const TileMemory& memory, const float* query,
+                              const Block& block, int64_t begin, int64_t end) {
   const float* queries[kPanelRows];
   float* scores[kPanelRows];
   float* sums[kPanelRows];
+  Span inside[kPanelRows];
+  PartialAttention* partials[kPanelRows];
   int64_t count = 0, last_key = 0;
   for (int64_t row = begin; row < end; ++row) {
     const Span seen = seen_by(task, tile, row);
-    if (seen.begin >= block_start + kBlockKeys || seen.end <= block_start) continue;
+    inside[count] = {std::max<int64_t>(0, seen.begin - block.start), std::min(kBlockKeys, seen.end - block.start)};
+    if (inside[count].begin >= inside[count].end) continue;
+    last_key = std::max(last_key, inside[count].end);
     queries[count] = query_of(task, tile, query, row);
     scores[count] = memory.scores + row * kBlockKeys;
-    sums[count++] = memory.split(row)->values();
+    partials[count] = memory.split(row);
+    sums[count] = partials[count]->values();
+    ++count;
   }
   if (count == 0) return;
-  multiply_rows(count, queries, task.head_dim, memory.keys, kBlockKeys, scores, kBlockKeys / kLanes, false);
-  for (int64_t row = begin; row < end; ++row) {
-    const Span seen = seen_by(task, tile, row);
-    const Span inside{std::max<int64_t>(0, seen.begin - block_start), std::min(kBlockKeys, seen.end - block_start)};
-    if (inside.begin >= inside.end) continue;
-    weigh_scores(task, memory.scores + row * kBlockKeys, inside, memory.split(row), memory.width);
-    last_key = std::max(last_key, inside.end);
+  const FewRows direct = few_rows(format, count);
+  if (block.is_in_memory) {
+    multiply_rows(count, queries, task.head_dim, memory.keys, kBlockKeys, scores, divide_up(block.keys.end, kLanes),
+                  false);
+  } else {
+    direct.score(cache.keys, block.keys, task.head_dim, queries, scores);
   }
-  multiply_rows(count, scores, last_key, memory.values, memory.width, sums, memory.width / kLanes, true);
+  for (int64_t i = 0; i < count; ++i) weigh_scores(task, scores[i], inside[i], partials[i], memory.width);
+  if (block.is_in_memory) {
+    multiply_rows(count, scores, last_key, memory.values, memory.width, sums, memory.width / kLanes, true);
+  } else {
+    direct.add(cache.values, block.keys, task.head_dim, scores, sums);
+  }
 }
 
 // One split for all rows of a tile, into their partial results.
@@ -331,12 +466,23 @@ inline void attend_split_rows(const AttentionTask& task, const AttentionTile& ti
   for (int64_t row = 0; row < memory.num_rows; ++row) clear_partial(memory.split(row), memory.width);
   const int64_t begin = std::max(seen_by(task, tile, 0).begin, split * kAttentionSplitKeys);
   const int64_t end = std::min(seen_by(task, tile, memory.num_rows - 1).end, (split + 1) * kAttentionSplitKeys);
-  for (int64_t start = begin / kBlockKeys * kBlockKeys; start < end; start += kBlockKeys) {
-    const BlockKeys keys = find_keys(task, tile, inputs, start, begin, end);
-    load_keys(task, inputs.cache_format, cache.keys, keys, memory.keys);
-    load_values(task, inputs.cache_format, cache.values, keys, memory.width, memory.values);
+  int64_t start = begin / kBlockKeys * kBlockKeys;
+  if (start >= end) return;
+  const bool has_few_rows = memory.num_rows <= kPanelRows;
+  BlockKeys next = find_keys(task, tile, inputs, start, begin, end);
+  for (; start < end; start += kBlockKeys) {
+    const Block block{start, next, !has_few_rows};
+    if (start + kBlockKeys < end) {
+      next = find_keys(task, tile, inputs, start + kBlockKeys, begin, end);
+      prefetch_keys(task, inputs.cache_format, cache, next);
+    }
+    if (block.is_in_memory) {
+      load_keys(task, inputs.cache_format, cache.keys, block.keys, memory.keys);
+      load_values(task, inputs.cache_format, cache.values, block.keys, memory.width, memory.values);
+    }
     for (int64_t row = 0; row < memory.num_rows; row += kPanelRows) {
-      attend_block_rows(task, tile, memory, query, start, row, std::min<int64_t>(row + kPanelRows, memory.num_rows));
+      attend_block_rows(task, tile, inputs.cache_format, cache, memory, query, block, row,
+                        std::min<int64_t>(row + kPanelRows, memory.num_rows));
     }
   }
 }
