@@ -1,4 +1,4 @@
-"""Runs pytest with a compiled extension from another place: `python tests/run_sanitized.py BUILD_FOLDER [pytest's words]`.
+"""Runs pytest with a compiled extension from elsewhere: `python tests/run_sanitized.py FOLDER [words for pytest]`.
 
 For the build with AddressSanitizer, whose library must be loaded first (LD_PRELOAD); `make check-native` does it all.
 """
