@@ -27,11 +27,12 @@ from quire.worker.dtype import dtype_name
 from quire.worker.kv_storage import allocate_caches, block_num_bytes
 from quire.worker.memory import MemoryLedger
 from quire.worker.model_runner import ModelRunner
+from quire.worker.numa import interleave_memory, nodes_of, usable_cpus
 from quire.worker.profiler import Profiler
 from quire.worker.recorded_model import RecordedModel
 from quire.worker.start_report import StartReport
 from quire.worker.step_model import TorchStepModel
-from quire.worker.threads import num_usable_cpus
+from quire.worker.threads import default_num_threads
 
 logger = logging.getLogger("quire.worker")
 
@@ -60,7 +61,7 @@ class CpuExecutor:
         self._report = StartReport()
         self._profiler = Profiler(config.device.torch_profiler_dir)
         self._config = config
-        self._num_threads = config.device.threads or num_usable_cpus()
+        self._num_threads = config.device.threads or default_num_threads()
         self._thread = ThreadPoolExecutor(
             max_workers=1,
             thread_name_prefix="quire-worker",
@@ -148,6 +149,9 @@ class CpuExecutor:
     def _start(self, checkpoint: Checkpoint) -> None:
         config, scheduler = self._config, self._config.scheduler
         assert scheduler.max_num_seqs is not None and scheduler.max_num_batched_tokens is not None
+        nodes = nodes_of(usable_cpus())
+        if len(nodes) > 1 and interleave_memory(nodes):
+            logger.info("memory is spread over the nodes %s", nodes)
         native = NativeCpu.create(self._num_threads)
         self._formats = choose_formats(config, checkpoint)
         kv_dtype = self._formats.kv_cache

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from quire.worker.control_groups import MEMBERSHIP, ROOT, cpu_quota
+from quire.worker.numa import num_cores, usable_cpus
 
 
 def num_usable_cpus(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
@@ -12,9 +13,17 @@ def num_usable_cpus(root: Path = ROOT, membership: Path = MEMBERSHIP) -> int:
 
     A fraction is rounded up: threads that are throttled now and then do more than threads that are missing.
     """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    affinity = len(usable_cpus())
     quota = cpu_quota(root, membership)
     return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
+
+
+def default_num_threads() -> int:
+    """Threads of the model where the user names none: one for each core, as far as `num_usable_cpus` allows.
+
+    The second thread of a core would share its arithmetic units, and leaves none to the HTTP process.
+    """
+    return min(num_usable_cpus(), num_cores(usable_cpus()))
 
 
 def prepare_torch() -> None:
