@@ -70,13 +70,13 @@ def test_options_match_reference(best, weight_format, then, with_norm, with_bias
 @pytest.mark.parametrize("weight_format", [*FLOAT_FORMATS, *ROUNDED_FORMATS])
 def test_a_row_does_not_depend_on_the_rows_beside_it_nor_on_threads(compiled, weight_format):
     torch.manual_seed(0)
-    weight, x = torch.randn(200, 160), torch.randn(40, 160)
+    weight, x = torch.randn(200, 160), torch.randn(70, 160)
     norm = NormWeight(torch.rand(160), 1e-6)
     alone = linear(x, pack(compiled, weight, weight_format), norm=norm)
     for num_threads in (1, 3):
         other = NativeCpu.create(num_threads, compiled.instruction_set)
         packed = pack(other, weight, weight_format)
-        for num_rows in (*range(1, 26), 40):
+        for num_rows in (*range(1, 36), 40, 70):
             assert torch.equal(linear(x[:num_rows], packed, norm=norm), alone[:num_rows]), (num_threads, num_rows)
             assert torch.equal(linear(x[-num_rows:], packed, norm=norm), alone[-num_rows:]), (num_threads, num_rows)
 
@@ -124,6 +124,16 @@ def test_stored_rows_match_the_reference(compiled, weight_format, assert_close):
         x = torch.randn(num_rows, num_in)
         expected = reference.linear(seen_by(weight_format, x), unpack(packed), out_dtype=torch.float32)
         assert_close(weight_format, linear(x, packed), expected, 3e-6)
+
+
+@pytest.mark.parametrize("weight_format", sorted(GGUF_FORMATS))
+def test_rows_of_stored_weights_do_not_depend_on_each_other(compiled, weight_format):
+    torch.manual_seed(0)
+    packed = packed_rows(compiled, weight_format, stored_rows(weight_format, 40, 768), 768)
+    x = torch.randn(50, 768)
+    alone = torch.cat([linear(row[None], packed) for row in x])
+    for num_rows in (2, 3, 4, 5, 12, 16, 17, 32, 33, 50):
+        assert torch.equal(linear(x[:num_rows], packed), alone[:num_rows]), num_rows
 
 
 def test_parts_of_different_formats(compiled, assert_close):

@@ -17,10 +17,19 @@
 
 namespace quire::QUIRE_ISA {
 
+// Rows whose sums stay in registers.
 #if defined(__AVX512F__)
-constexpr int64_t kMaxTileHeight = 12;
+constexpr int64_t kMaxVectorHeight = 12;
 #else
-constexpr int64_t kMaxTileHeight = 4;
+constexpr int64_t kMaxVectorHeight = 4;
+#endif
+
+#if defined(__AMX_INT8__)
+constexpr int64_t kMaxTileHeight = 32;
+constexpr bool kHasTiles = true;
+#else
+constexpr int64_t kMaxTileHeight = kMaxVectorHeight;
+constexpr bool kHasTiles = false;
 #endif
 
 #if defined(__AVX512BF16__)
@@ -29,11 +38,10 @@ constexpr bool kMultipliesBfloat16 = true;
 constexpr bool kMultipliesBfloat16 = false;
 #endif
 
+// One to four, or an even number.
 inline int64_t tile_height_for(int64_t rows) {
-  for (int64_t height : {1, 2, 3, 4, 6, 8, 10}) {
-    if (rows <= height && height <= kMaxTileHeight) return height;
-  }
-  return kMaxTileHeight;
+  const int64_t height = rows <= 4 ? std::max<int64_t>(1, rows) : rows + rows % 2;
+  return std::min(height, kMaxTileHeight);
 }
 
 inline RowTiles tile_rows(int64_t num_rows, int64_t num_columns) {
@@ -97,6 +105,12 @@ inline void quantise_block(f32x16 first, f32x16 second, QuantisedBlock* out) {
 // Row `place` of a tile from its floats, in the layout of `format`; `out` is the tile.
 inline void prepare_row(const LinearTask& task, RowFormat format, const float* row, int64_t place, int64_t height,
                         uint8_t* out) {
+  if (format == RowFormat::kFloats) {
+    const int64_t first = place / kMaxVectorHeight * kMaxVectorHeight;
+    out += first * row_bytes(format, task.tiles.num_blocks);
+    place -= first;
+    height = std::min(height - first, kMaxVectorHeight);
+  }
   const float factor = task.norm_weight == nullptr || row == nullptr
                            ? 1.0f
                            : inverse_root_mean_square(row, task.tiles.num_columns, task.epsilon);
@@ -113,7 +127,10 @@ inline void prepare_row(const LinearTask& task, RowFormat format, const float* r
     }
     for (int half = 0; half < 2; ++half) {
       const int64_t column = block * kBlockColumns + half * kLanes;
-      if (format == RowFormat::kBfloat16) {
+      if (format == RowFormat::kBfloat16 && kHasTiles) {
+        uint16_t* pairs = reinterpret_cast<uint16_t*>(out) + (block * height + place) * kBlockColumns;
+        store(pairs + half * kLanes, to_bfloat16(parts[half]));
+      } else if (format == RowFormat::kBfloat16) {
         uint16_t narrow[16];
         store(narrow, to_bfloat16(parts[half]));
         uint16_t* pairs = reinterpret_cast<uint16_t*>(out) + (column * height + place * 2);
@@ -393,6 +410,21 @@ void multiply_quantised(const Segment& segment, int64_t group, const uint8_t* ti
   for (int h = 0; h < H; ++h) out[h] = sums[h];
 }
 
+}  // namespace quire::QUIRE_ISA
+
+#if defined(__AMX_INT8__)
+#include "linear/cpu/linear_amx.h"
+#endif
+
+namespace quire::QUIRE_ISA {
+
+#if !defined(__AMX_INT8__)
+// A thread's tile registers; this machine has none.
+struct TileShapes {
+  TileShapes(WeightFormat, int64_t) {}
+};
+#endif
+
 // Two columns of 16 rows of bfloat16, as floats.
 QUIRE_INLINE void unpack_bfloat16_pair(const uint8_t* from, f32x16* even, f32x16* odd) {
   const u32x16 pairs = load<u32x16>(from);
@@ -455,6 +487,14 @@ QUIRE_INLINE void multiply_tile(const Segment& segment, int64_t group, const uin
 
 template <WeightFormat kFormat>
 void multiply_height(const Segment& segment, int64_t group, const uint8_t* tile, int64_t height, f32x16* out) {
+#if defined(__AMX_INT8__)
+  if (uses_tiles(kFormat, height)) return multiply_with_tiles<kFormat>(segment, group, tile, height, out);
+  if (height > kMaxVectorHeight) {
+    const int64_t bytes = kMaxVectorHeight * row_bytes(RowFormat::kFloats, segment.num_blocks);
+    multiply_tile<kFormat, kMaxVectorHeight>(segment, group, tile, out);
+    return multiply_height<kFormat>(segment, group, tile + bytes, height - kMaxVectorHeight, out + kMaxVectorHeight);
+  }
+#endif
   switch (height) {
     case 1: return multiply_tile<kFormat, 1>(segment, group, tile, out);
     case 2: return multiply_tile<kFormat, 2>(segment, group, tile, out);
@@ -518,6 +558,7 @@ inline void multiply_groups(const LinearTask& task, const Segment& segment, cons
   for (int64_t tile = 0; tile < tiles.num_tiles; ++tile) {
     const int64_t first_row = tile * tiles.height, height = tiles.height_of(tile);
     const int64_t num_rows = std::min(tiles.height, tiles.num_rows - first_row);
+    const TileShapes shapes(segment.format, height);
     for (int64_t group = begin; group < end; ++group) {
       multiply(segment, group, rows + first_row * bytes, height, y);
       const int64_t lane = group * kGroupRows, column = segment.row_start + lane;
@@ -537,6 +578,7 @@ inline void multiply_gated_groups(const LinearTask& task, const Segment& gate, c
   for (int64_t tile = 0; tile < tiles.num_tiles; ++tile) {
     const int64_t first_row = tile * tiles.height, height = tiles.height_of(tile);
     const int64_t num_rows = std::min(tiles.height, tiles.num_rows - first_row);
+    const TileShapes shapes(gate.format, height);
     for (int64_t group = begin; group < end; ++group) {
       multiply(gate, group, rows + first_row * bytes, height, y);
       multiply(up, up_group + group, rows + first_row * bytes, height, z);

@@ -17,7 +17,8 @@ enum class Epilogue : int {
 // How rows of x are laid out for a format: rows in tiles, a tile's rows side by side.
 //
 //   kFloats    [tile][column][height] float
-//   kBfloat16  [tile][column / 2][height][2], for machines that multiply bfloat16
+//              tiles higher than the vector kernels take are parts of 12 rows one after the other
+//   kBfloat16  [tile][column / 2][height][2], for machines that multiply bfloat16; [tile][block][height][32] with AMX
 //   kInt8      [tile][block][height] of QuantisedBlock: a block is 32 columns
 enum class RowFormat : int { kFloats, kBfloat16, kInt8 };
 
