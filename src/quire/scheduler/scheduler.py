@@ -35,7 +35,7 @@ from quire.scheduler.sequence import SampleGroup, Sequence
 from quire.scheduler.victim import choose_victim
 from quire.types.deltas import FinishReason, SequenceDelta
 from quire.types.ids import RequestId, SequenceId, SlotIndex
-from quire.types.plan import NO_TOKEN_LEFT, NewSequence, StepPlan, StepResult
+from quire.types.plan import NewSequence, StepPlan, StepResult
 from quire.types.request import GenerationRequest
 from quire.types.stats import EngineStats
 
@@ -216,7 +216,7 @@ class Scheduler:
             One delta per sequence with something to tell: not those that have ended since, or whose report is not due.
         """
         record = self._take_record(plan, result)
-        deltas = self._end_failed(record, result.failures) if result.failures else []
+        deltas = self._end_failed(record, result) if result.failures else []
         logprobs, num_dropped = result.logprobs, 0
         for sequence, token_id in zip(record.sampled, result.token_ids, strict=True):
             if sequence.is_finished:
@@ -659,13 +659,13 @@ class Scheduler:
             self._execute_seconds = result.execute_seconds
         return record
 
-    def _end_failed(self, record: InFlight, failures: dict[SequenceId, str]) -> list[SequenceDelta]:
+    def _end_failed(self, record: InFlight, result: StepResult) -> list[SequenceDelta]:
         deltas, is_cache_suspect = [], False
         for sequence in record.rows:
-            text = failures.get(sequence.sequence_id)
+            text = result.failures.get(sequence.sequence_id)
             if text is None or sequence.is_finished:
                 continue
-            if text == NO_TOKEN_LEFT and sequence.restricts_tokens:
+            if sequence.sequence_id in result.exhausted and sequence.restricts_tokens:
                 deltas.append(self._end_with_error(sequence, _EXCLUDES_ALL, blames_request=True))
                 continue
             logger.warning("request %s, sample %d failed: %s", sequence.request_id, sequence.sample_index, text)

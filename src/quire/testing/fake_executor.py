@@ -80,6 +80,7 @@ class FakeExecutor:
     Attributes:
         failing_steps: Text by step number; `wait` raises `StepFailedError` for these.
         failing_sequences: Text by sequence; they come back in `StepResult.failures` when they run, and write nothing.
+        exhausted_sequences: Those among them to which nothing is left to draw.
         num_steps: Steps submitted.
         num_computed_tokens: Tokens computed in all of them.
         largest_step: Tokens of the largest one.
@@ -112,6 +113,7 @@ class FakeExecutor:
         self._seen_failures: frozenset[int] = frozenset()
         self.failing_steps: dict[int, str] = {}
         self.failing_sequences: dict[SequenceId, str] = {}
+        self.exhausted_sequences: set[SequenceId] = set()
         self.num_steps = 0
         self.num_computed_tokens = 0
         self.largest_step = 0
@@ -257,6 +259,7 @@ class FakeExecutor:
             if resident.description.sequence_id in self.failing_sequences:
                 sequence_id = resident.description.sequence_id
                 result.failures[sequence_id] = self.failing_sequences[sequence_id]
+                result.exhausted |= {sequence_id} & self.exhausted_sequences
         return result
 
     def _resident_of_row(self, plan: StepPlan, row: int) -> _Resident:

@@ -105,10 +105,6 @@ class PositionLogprobs:
     ranks: list[int]
 
 
-NO_TOKEN_LEFT = "its logits hold NaN or infinity, or its parameters exclude every token"
-"""The failure of a sequence for which no token can be drawn."""
-
-
 @dataclass(slots=True)
 class StepResult:
     """What a step produced.
@@ -120,6 +116,7 @@ class StepResult:
         prompt_logprobs: For sequences that ask for them: the positions 1.. that this step computed, in order.
             The first prompt token has none.
         failures: Sequences that could not be computed, with a text for the log. Their token is meaningless.
+        exhausted: Those among them to which nothing was left to draw, with finite logits.
         execute_seconds: Time the device (or the CPU) spent on the step.
     """
 
@@ -128,4 +125,5 @@ class StepResult:
     logprobs: dict[SequenceId, PositionLogprobs] = field(default_factory=dict)
     prompt_logprobs: dict[SequenceId, list[PositionLogprobs]] = field(default_factory=dict)
     failures: dict[SequenceId, str] = field(default_factory=dict)
+    exhausted: set[SequenceId] = field(default_factory=set)
     execute_seconds: float = 0.0

@@ -150,8 +150,7 @@ class CudaExecutor:
         if isinstance(launched, StepFailedError):
             raise launched
         try:
-            with self._on_stream():
-                return self._runner.finish(launched)
+            return self._runner.finish(launched)
         except Exception as error:
             logger.exception("step %d with %d sequences failed", launched.plan.step, len(launched.plan.slots))
             _raise_if_lost(error)
@@ -202,6 +201,7 @@ class CudaExecutor:
             max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,
             graph_buckets=buckets,
+            on_stream=self._on_stream,
         )
         self._compile(model)
         self._size_kv_cache(start, buckets)
@@ -229,7 +229,7 @@ class CudaExecutor:
         # What takes longest begins first.
         works: list[Callable[[], object]] = [partial(self._runner.run_padded_prompts, 300, 1, draws=False)]
         works += [partial(self._runner.run_padded_attention, num_rows) for num_rows in batches]
-        works += [partial(self._draw_once, sampling) for sampling in _SAMPLERS]
+        works += [partial(self._draw_once, sampling, masks=index == 0) for index, sampling in enumerate(_SAMPLERS)]
         for num_tokens in _COMPILED_ROWS:
             works += model.products(num_tokens)
 
@@ -246,8 +246,9 @@ class CudaExecutor:
         torch.cuda.synchronize(self._device)
         self._report.end_phase("compile_kernels")
 
-    def _draw_once(self, params: SamplingParams) -> None:
-        """One draw, with scratch of its own."""
+    def _draw_once(self, params: SamplingParams, *, masks: bool) -> None:
+        """One draw, with scratch of its own; `masks`: under a mask, too."""
+        everything = np.full((1, -(-self.vocab_size // 32)), 0xFFFF_FFFF, np.uint32)
         sampling = DeviceSampling(max_num_seqs=1, vocab_size=self.vocab_size, device=self._device)
         sampling.enter(_warm_up_sequence([0, 1], sampling=params))
         sampling.flush()
@@ -260,7 +261,7 @@ class CudaExecutor:
             slots.clone(),
             slots.clone(),
             torch.zeros(2, dtype=torch.int32, device=self._device),
-            TokenMask(np.zeros(1, np.int64), np.full((1, -(-self.vocab_size // 32)), 0xFFFF_FFFF, np.uint32)),
+            TokenMask(np.zeros(1, np.int64), everything) if masks else None,
         )
 
     def _size_kv_cache(self, start: cuda_memory.DeviceReading, buckets: tuple[int, ...]) -> None:

@@ -8,7 +8,8 @@ last token of every slot itself. A decode step is the replay of a CUDA graph; st
 launched kernel by kernel, while the device is busy with the step before.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,13 +24,15 @@ from quire.kernels.paged_attention.cuda_plan import (
     tile_size,
 )
 from quire.kernels.sample import TokenMask
+from quire.kernels.sample.device import EXHAUSTED
 from quire.kernels.step_inputs import StepInputs, step_inputs
 from quire.layers.forward_batch import ForwardBatch
 from quire.types.ids import SequenceId, SlotIndex
-from quire.types.plan import NO_TOKEN_LEFT, StepPlan, StepResult
+from quire.types.plan import StepPlan, StepResult
 from quire.worker.batch_state import UNKNOWN_TOKEN, BatchState, StepRows
 from quire.worker.decode_graphs import DecodeGraphs
 from quire.worker.device_sampling import DeviceSampling, PendingLogprobs
+from quire.worker.failures import add_failure
 from quire.worker.forward_inputs import token_positions
 from quire.worker.moment import Moment
 from quire.worker.prompt_logprobs import PendingPromptLogprobs, PromptSpan, find_prompt_spans, launch_span
@@ -60,7 +63,7 @@ class LaunchedStep:
         plan: What was asked for.
         rows: Its sequences that run.
         failures: Those that could not even be launched.
-        drawn: The tokens drawn, [N] int32 in the order of the rows that draw, -1 where none could be.
+        drawn: The tokens drawn, [N] int32 in the order of the rows that draw, negative where none could be.
         logprobs: Of those rows that ask for them.
         prompt_logprobs: Of the prompts that ask for them.
         begin, end: When the device begins and ends it.
@@ -88,6 +91,7 @@ class CudaModelRunner:
         kv_caches: Per layer keys and values, each [num_blocks, block_size, num_kv_heads, head_dim].
         num_heads: Of the queries.
         graph_buckets: Batch sizes whose decode step becomes a CUDA graph; none for kernel by kernel.
+        on_stream: What a draw that `finish` still has to launch is launched in; `launch` is called there.
     """
 
     def __init__(
@@ -100,7 +104,9 @@ class CudaModelRunner:
         max_model_len: int,
         vocab_size: int,
         graph_buckets: Sequence[int] = (),
+        on_stream: Callable[[], AbstractContextManager[None]] = torch.inference_mode,
     ) -> None:
+        self._on_stream = on_stream
         self._model = model
         self.kv_caches = kv_caches
         self._block_size = kv_caches[0][0].shape[1]
@@ -168,11 +174,11 @@ class CudaModelRunner:
             raise
         return step
 
-    @torch.inference_mode()
     def finish(self, step: LaunchedStep) -> StepResult:
         """Waits for the device to end a step; the oldest one first."""
         if self._waiting_draw is not None and self._waiting_draw.step is step:
-            self._launch_waiting_draw()
+            with self._on_stream():
+                self._launch_waiting_draw()
         if step.error is not None:
             raise step.error
         assert step.end is not None, "the step has not been launched"
@@ -463,8 +469,10 @@ class CudaModelRunner:
         """Fills in the tokens of the sequences that drew, and who failed."""
         rows, plan = step.rows, step.plan
         plan_indices = rows.plan_indices[rows.samples]
-        for index in plan_indices[drawn < 0].tolist():
-            self._fail(plan, plan.slots[index], plan.sequence_ids[index], result)
+        for row in np.flatnonzero(drawn < 0).tolist():
+            index = plan_indices[row]
+            is_exhausted = bool(drawn[row] == EXHAUSTED)
+            self._fail(plan, plan.slots[index], plan.sequence_ids[index], result, is_exhausted=is_exhausted)
         if len(drawn) == len(result.token_ids):
             result.token_ids = drawn.tolist()
             return
@@ -479,11 +487,19 @@ class CudaModelRunner:
         else:
             result.prompt_logprobs[span.sequence_id] = scored
 
-    def _fail(self, plan: StepPlan, slot: SlotIndex, sequence_id: SequenceId, result: StepResult) -> None:
+    def _fail(
+        self,
+        plan: StepPlan,
+        slot: SlotIndex,
+        sequence_id: SequenceId,
+        result: StepResult,
+        *,
+        is_exhausted: bool = False,
+    ) -> None:
         """Gives up one sequence; the others go on. A plan that was launched in the meantime may still name it."""
         if self.state.holds(slot, sequence_id):
             self.state.vacate(slot)
-        result.failures.setdefault(sequence_id, NO_TOKEN_LEFT)
+        add_failure(result, sequence_id, is_exhausted=is_exhausted)
         self._failed_steps[sequence_id] = plan.step
 
     def _report_earlier_failures(self, step: LaunchedStep, result: StepResult) -> None:

@@ -225,7 +225,7 @@ class DeviceSampling:
             num_produced: [N] int64; tokens in the answers, those included that only the device has seen.
             slots_on_device: See `slots`.
             positions: [N] int32; index of the drawn token in its sequence.
-            token_ids_out: [N] int32; -1 for rows that failed.
+            token_ids_out: [N] int32; negative for rows that failed, see `draw`.
             last_tokens: [max_num_seqs + 1] int32; gets the tokens too.
             mask: Tokens that rows may draw; None where all may draw all.
 

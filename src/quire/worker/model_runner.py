@@ -8,8 +8,9 @@ import torch
 from quire.kernels.block_copy import copy_blocks
 from quire.kernels.sample import DrawTokens, SamplingBatch, draw_tokens, pick_logprobs
 from quire.types.ids import SequenceId, SlotIndex
-from quire.types.plan import NO_TOKEN_LEFT, PositionLogprobs, StepPlan, StepResult
+from quire.types.plan import PositionLogprobs, StepPlan, StepResult
 from quire.worker.batch_state import BatchState, StepRows
+from quire.worker.failures import add_failure
 from quire.worker.prompt_logprobs import PromptSpan, clip_num_top, find_prompt_spans, score_span, to_positions
 from quire.worker.sampling_state import SamplingState
 from quire.worker.step_model import StepModel
@@ -103,8 +104,10 @@ class ModelRunner:
             result.logprobs = {
                 plan.sequence_ids[plan_indices[row]]: entry for row, entry in zip(scored, picked, strict=True)
             }
-        for index in plan_indices[failed].tolist():
-            self._fail(plan.slots[index], plan.sequence_ids[index], result)
+        for row in np.flatnonzero(failed).tolist():
+            index = plan_indices[row]
+            is_exhausted = bool(logits[row].max() == -torch.inf)
+            self._fail(plan.slots[index], plan.sequence_ids[index], result, is_exhausted=is_exhausted)
 
     def _sampling_batch(self, slots: np.ndarray) -> SamplingBatch:
         """How the next tokens of `slots` [N] are drawn."""
@@ -129,10 +132,12 @@ class ModelRunner:
             else:
                 result.prompt_logprobs[span.sequence_id] = scored
 
-    def _fail(self, slot: SlotIndex, sequence_id: SequenceId, result: StepResult) -> None:
+    def _fail(
+        self, slot: SlotIndex, sequence_id: SequenceId, result: StepResult, *, is_exhausted: bool = False
+    ) -> None:
         """Gives up one sequence; the others go on."""
         self.state.vacate(slot)
-        result.failures[sequence_id] = NO_TOKEN_LEFT
+        add_failure(result, sequence_id, is_exhausted=is_exhausted)
         result.logprobs.pop(sequence_id, None)
         result.prompt_logprobs.pop(sequence_id, None)
 

@@ -7,6 +7,7 @@ import torch
 
 from quire.errors import RequestFailedError
 from quire.kernels.sample import pick_logprobs, reference
+from quire.kernels.sample.device import EXHAUSTED
 from quire.types.ids import SequenceId, SlotIndex
 from quire.types.plan import NewSequence
 from quire.types.sampling import SamplingParams
@@ -203,7 +204,7 @@ def test_a_row_without_a_token_left_fails_alone():
     logits = torch.zeros(2, VOCAB_SIZE)
     logits[1, 9] = 1.0
     drawn, pending = steps.run(logits, [0, 1])
-    assert drawn == [-1, 9]
+    assert drawn == [EXHAUSTED, 9]
     assert steps.last_tokens[:2].tolist() == [0, 9]
     assert pending.read()[1].token_ids == [9, 9]
 

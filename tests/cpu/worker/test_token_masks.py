@@ -74,7 +74,7 @@ def test_masks_go_along_with_all_other_parameters(model, make_runner, maker):
     maker.enter(2, prompt, logit_bias={7: 100.0})
     plan = masked(maker.seal(), [0, 1, 2], [1, 2, 3, 40], [6], [7, 8])
     result = runner.execute(plan)
-    assert list(result.failures) == [bad]
+    assert list(result.failures) == [bad] and result.exhausted == {bad}
     logits = model.dense_logits(prompt)[-1]
     penalised = {token: float(logits[token]) for token in (1, 2, 3, 40)}
     penalised |= {token: penalised[token] / 5 if penalised[token] > 0 else penalised[token] * 5 for token in (1, 2, 3)}

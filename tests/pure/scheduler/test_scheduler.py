@@ -7,7 +7,7 @@ from quire.scheduler.sequence import REPORT_INTERVAL
 from quire.testing.tokens import predict_tokens
 from quire.testing.traces import make_request
 from quire.types.deltas import FinishReason
-from quire.types.plan import NO_TOKEN_LEFT, StepPlan
+from quire.types.plan import StepPlan
 from quire.types.sampling import RequestOutputKind
 from quire.types.stats import EngineStats
 
@@ -671,8 +671,9 @@ def test_blocks_are_shared_when_they_are_full_and_not_when_they_are_reported(mak
         assert bench.cache.statistics().num_cached_blocks == (5 + number) // 4
 
 
-@pytest.mark.parametrize("restricts", [True, False])
-def test_parameters_that_leave_no_token_are_the_callers_fault_and_drop_no_cache(make_bench, restricts):
+@pytest.mark.parametrize(("restricts", "exhausted"), [(True, True), (True, False), (False, True)])
+def test_parameters_that_leave_no_token_are_the_callers_fault_and_drop_no_cache(make_bench, restricts, exhausted):
+    """Not so where the logits were no numbers, nor where nothing but the model has excluded any token."""
     bench = make_bench()
     first = make_request("a", prompt_of(12), max_tokens=1)
     bench.scheduler.add(first)
@@ -681,11 +682,12 @@ def test_parameters_that_leave_no_token_are_the_callers_fault_and_drop_no_cache(
         make_request("b", prompt_of(5, first=40), max_tokens=3, allowed_token_ids=[7] * restricts or None)
     )
     (failing,) = bench.scheduler.sequences("b")
-    bench.executor.failing_sequences[failing.sequence_id] = NO_TOKEN_LEFT
+    bench.executor.failing_sequences[failing.sequence_id] = "no token can be drawn"
+    bench.executor.exhausted_sequences |= {failing.sequence_id} if exhausted else set()
     bench.finish()
     end = bench.end("b")
-    assert (end.finish_reason, end.blames_request) == (FinishReason.ERROR, restricts)
+    assert (end.finish_reason, end.blames_request) == (FinishReason.ERROR, restricts and exhausted)
     again = make_request("c", prompt_of(12), max_tokens=1)
     bench.scheduler.add(again)
     bench.finish()
-    assert bool(bench.end("c").num_cached_tokens) is restricts
+    assert bool(bench.end("c").num_cached_tokens) is (restricts and exhausted)

@@ -10,6 +10,8 @@ from the host, so a CUDA graph can hold it. Triton's interpreter runs all of it 
 import torch
 
 from quire.kernels.sample.device_tensors import (
+    EXHAUSTED,
+    NOT_FINITE,
     PROMPT_FLAG,
     DeviceBadWords,
     DeviceEdits,
@@ -21,6 +23,8 @@ from quire.kernels.sample.device_tensors import (
 )
 
 __all__ = [
+    "EXHAUSTED",
+    "NOT_FINITE",
     "PROMPT_FLAG",
     "DeviceBadWords",
     "DeviceEdits",
@@ -73,7 +77,7 @@ def draw(
         slots: [N] int32.
         positions: [N] int32; index of the drawn token in its sequence.
         workspace: For at least N rows.
-        token_ids_out: [N] int32; -1 for rows that hold NaN or +inf, or in which no token is left.
+        token_ids_out: [N] int32; `NOT_FINITE` or `EXHAUSTED`, both negative, for rows that failed.
         last_tokens: [max_num_seqs + 1] int32; gets the token too, 0 for rows that failed.
     """
     from quire.kernels.sample import triton
@@ -132,7 +136,7 @@ def count_tokens(counts: torch.Tensor, token_ids: torch.Tensor, num_prompt_token
 
 
 def count_drawn_tokens(penalties: DevicePenalties, token_ids: torch.Tensor) -> None:
-    """Adds the tokens just drawn, [N] int32, -1 where none was, to the counts of the rows that penalise."""
+    """Adds the tokens just drawn, [N] int32, negative where none was, to the counts of the rows that penalise."""
     from quire.kernels.sample import triton_edits
 
     triton_edits.count_drawn_tokens(penalties, token_ids)
@@ -143,7 +147,7 @@ def remember_drawn_tokens(rings: torch.Tensor, token_ids: torch.Tensor) -> None:
 
     Args:
         rings: [4, S] int64: row, address of its ring, the ring's size, tokens in the answer before this one.
-        token_ids: -1 where none was drawn.
+        token_ids: Negative where none was drawn.
     """
     from quire.kernels.sample import triton_edits
 

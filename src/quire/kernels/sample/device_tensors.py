@@ -4,6 +4,10 @@ from dataclasses import dataclass
 
 import torch
 
+NOT_FINITE = -1
+"""In place of a token: the row holds NaN or +inf."""
+EXHAUSTED = -2
+"""In place of a token: all of the row is -inf."""
 PROMPT_FLAG = 1 << 30
 """In a row of token counts: the token stands in the prompt. The bits below count it in the answer."""
 

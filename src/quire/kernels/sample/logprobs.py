@@ -62,7 +62,7 @@ def pick_logprobs_on_device(logits: torch.Tensor, token_ids: torch.Tensor, num_t
 
     Args:
         logits: [L, V] float32 contiguous. Not modified.
-        token_ids: [L] int32 on the device; the tokens that stand at the positions, -1 where there is none.
+        token_ids: [L] int32 on the device; the tokens that stand at the positions, negative where there is none.
         num_top: k, at most V; equally likely alternatives come in no particular order.
     """
     from quire.kernels.sample import triton_logprobs

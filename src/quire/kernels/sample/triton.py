@@ -13,12 +13,14 @@ import triton
 import triton.language as tl
 
 from quire.kernels import programmatic_launch
-from quire.kernels.sample.device_tensors import DeviceSamplingParams, DrawWorkspace, chunk_size
+from quire.kernels.sample.device_tensors import EXHAUSTED, NOT_FINITE, DeviceSamplingParams, DrawWorkspace, chunk_size
 from quire.kernels.sample.triton_cut import cut_kernel
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _INFINITY = tl.constexpr(float("inf"))
 _NOWHERE = tl.constexpr(2**31 - 1)
+_NOT_FINITE = tl.constexpr(NOT_FINITE)
+_EXHAUSTED = tl.constexpr(EXHAUSTED)
 _UNIT = tl.constexpr(2.0**-52)
 
 
@@ -136,7 +138,7 @@ def _draw_kernel(
     peak = tl.load(peaks + start + chunks, mask=chunks < NUM_CHUNKS, other=-_INFINITY)
     temperature = tl.load(temperatures + slot)
     best = tl.max(peak, 0)
-    token_id = -1
+    token_id = tl.where(best == -_INFINITY, _EXHAUSTED, _NOT_FINITE)
     if tl.abs(best) != _INFINITY:
         if temperature > 0.0:
             number = uniform(tl.load(seeds + slot), tl.load(sample_indices + slot), position)

@@ -50,7 +50,7 @@ def own_logprobs(
 
     Args:
         logits: [L, V] float32 contiguous.
-        token_ids: [L] int32; -1 is read as 0.
+        token_ids: [L] int32; negative ones are read as 0.
 
     Returns:
         Log-probabilities [L] float32, NaN where the row holds NaN or +inf, or -inf only; ranks [L] int32; peaks and

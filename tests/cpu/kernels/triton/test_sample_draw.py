@@ -290,7 +290,7 @@ def test_values_of_any_size_end_the_search(device, top_p):
     [
         ([math.nan, 0.0, 0.0], -1),
         ([0.0, math.inf, 0.0], -1),
-        ([-math.inf, -math.inf, -math.inf], -1),
+        ([-math.inf, -math.inf, -math.inf], -2),
         ([-math.inf, math.nan, math.inf], -1),
         ([-math.inf, 1.0, -math.inf], 1),
     ],
