@@ -6,7 +6,7 @@ memory stays flat.
 `--sequences` requests are open at any time; their lengths are such that half-way through their answers they want
 `--oversubscription` times the cache; a smaller share of the card (`--engine '{"gpu_memory_utilization": 0.3}'`) makes
 them shorter. Every answer must have its full length. Weights are random. Exits with 1 if a
-request fails or is short, if blocks are left in use, or if the memory in use grows by more than 0.5 % of the card.
+request fails or is short, if blocks are left in use, or if the memory held grows by more than 0.5 % of the card.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SAMPLE_SECONDS = 2.0
 
 
 class Watch:
-    """The card's memory in use over time."""
+    """The card's memory that this process holds, over time; others may come and go."""
 
     def __init__(self) -> None:
         self.samples: list[tuple[float, int]] = []
@@ -34,8 +34,7 @@ class Watch:
         """Adds a sample if the last one is old enough."""
         now = time.perf_counter()
         if torch.cuda.is_available() and (not self.samples or now - self.samples[-1][0] > SAMPLE_SECONDS):
-            free, total = torch.cuda.mem_get_info()
-            self.samples.append((now, total - free))
+            self.samples.append((now, torch.cuda.memory_reserved()))
 
     def growth(self, begin: float) -> int:
         """By how much the largest of the last tenth exceeds the largest of the first fifth, in bytes."""

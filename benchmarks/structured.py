@@ -1,8 +1,10 @@
 """What structured output costs: a batch of mixed schemas against the same batch without grammars.
 
-    python benchmarks/structured.py [--batch 32] [--tokens 64] [--rounds 3]
+    python benchmarks/structured.py [--batch 32] [--tokens 64] [--rounds 3] [--model FOLDER] [--engine JSON]
+                                    [--results FILE]
 
-Both run the same number of tokens on the small model: `ignore_eos` and a `stop`-free schema whose strings may go on.
+Both run the same number of tokens, on the small model unless another is named: `ignore_eos` and schemas whose strings
+must go on. On a GPU with random weights: `--engine '{"load_format": "dummy", "dtype": "bfloat16"}' --tokens 512`.
 The rounds of the two alternate, and the medians are compared, so that a machine that slows down slows both.
 Also the time of a mask, of taking in a token, and of compiling a schema, alone.
 """
@@ -10,7 +12,9 @@ Also the time of a mask, of taking in a token, and of compiling a schema, alone.
 import argparse
 import statistics
 import time
+from typing import Any
 
+from gpu_report import append_rows, engine_options
 from quire import LLM, SamplingParams, StructuredOutputsParams
 from quire.checkpoint.checkpoint import open_checkpoint
 from quire.config.model import ModelConfig
@@ -20,9 +24,9 @@ from quire.entrypoints.launch import load_vocabulary
 from quire.frontend.structured_outputs import lower
 
 
-def schema(index: int) -> dict[str, object]:
-    """One of many different schemas, none of which is complete before `minLength` characters."""
-    long_text = {"type": "string", "minLength": 400}
+def schema(index: int, min_length: int = 400) -> dict[str, object]:
+    """One of many different schemas, none of which is complete before `min_length` characters."""
+    long_text = {"type": "string", "minLength": min_length}
     names = [f"field{index}_{position}" for position in range(1 + index % 5)]
     kinds = [
         {"type": "integer", "minimum": 0, "maximum": 1000 + index},
@@ -44,9 +48,11 @@ def measure(llm: LLM, params: list[SamplingParams], prompts: list[list[int]]) ->
     return seconds, sum(len(output.outputs[0].token_ids) for output in outputs)
 
 
-def compare(batch: int, num_tokens: int, rounds: int) -> None:
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Prints the rates of free and structured batches, and their ratio."""
-    llm = LLM(dtype="float32", max_model_len=512, max_num_seqs=batch, kv_cache_memory_bytes=1 << 30)
+    batch, num_tokens, rounds = arguments.batch, arguments.tokens, arguments.rounds
+    defaults = {"dtype": "float32", "max_model_len": max(512, 2 * num_tokens), "kv_cache_memory_bytes": 1 << 30}
+    llm = LLM(arguments.model, **{**defaults, "max_num_seqs": batch, **engine_options(arguments.engine)})
     prompts = [[1, *range(1000 + 10 * index, 1016 + 10 * index)] for index in range(batch)]
     common = {"max_tokens": num_tokens, "ignore_eos": True}
     free = [SamplingParams(seed=index, **common) for index in range(batch)]
@@ -54,7 +60,9 @@ def compare(batch: int, num_tokens: int, rounds: int) -> None:
         SamplingParams(
             seed=index,
             **common,
-            structured_outputs=StructuredOutputsParams(json=schema(index), disable_any_whitespace=bool(index % 2)),
+            structured_outputs=StructuredOutputsParams(
+                json=schema(index, max(400, 12 * num_tokens)), disable_any_whitespace=bool(index % 2)
+            ),
         )
         for index in range(batch)
     ]
@@ -70,15 +78,15 @@ def compare(batch: int, num_tokens: int, rounds: int) -> None:
             rates[name].append(count / seconds)
     for name, values in rates.items():
         print(f"{name:10}  median {statistics.median(values):8.1f} tok/s  of {[round(value, 1) for value in values]}")
-    print(
-        f"ratio       {statistics.median(rates['structured']) / statistics.median(rates['free']):.3f}  (wanted: 0.95)"
-    )
+    ratio = statistics.median(rates["structured"]) / statistics.median(rates["free"])
+    print(f"ratio       {ratio:.3f}  (wanted: 0.95)")
     llm.shutdown()
+    return {"batch": batch, "tokens": num_tokens, "ratio": ratio, "tok_s": rates}
 
 
-def measure_parts(batch: int) -> None:
+def measure_parts(batch: int, model: str, load_format: str) -> None:
     """Prints what compiling, a mask and a token take."""
-    vocabulary = load_vocabulary(open_checkpoint(ModelConfig()))
+    vocabulary = load_vocabulary(open_checkpoint(ModelConfig(model=model, load_format=load_format)))
     begin = time.perf_counter()
     tokenizer = make_tokenizer(vocabulary)
     print(f"vocabulary of {vocabulary.vocab_size}: {time.perf_counter() - begin:.2f} s, once")
@@ -124,9 +132,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", default="")
+    parser.add_argument("--engine", help="more options of LLM, a JSON object")
+    parser.add_argument("--results", help="file that the raw row is added to")
     arguments = parser.parse_args()
-    measure_parts(arguments.batch)
-    compare(arguments.batch, arguments.tokens, arguments.rounds)
+    load_format = engine_options(arguments.engine).get("load_format", "auto")
+    measure_parts(arguments.batch, arguments.model, load_format)
+    append_rows(arguments.results, [{"model": arguments.model, "engine": arguments.engine, **compare(arguments)}])
 
 
 if __name__ == "__main__":
