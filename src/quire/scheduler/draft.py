@@ -2,7 +2,7 @@
 
 from quire.scheduler.sequence import Sequence
 from quire.types.ids import SlotIndex
-from quire.types.plan import StepPlan
+from quire.types.plan import NewSequence, StepPlan
 
 
 class InFlight:
@@ -68,3 +68,22 @@ class Draft:
         plan.slots = [sequence.slot for sequence in rows]  # type: ignore[misc]
         plan.sequence_ids = [sequence.sequence_id for sequence in rows]
         return InFlight(plan, rows, singles + drawing if self.chunks else rows)
+
+
+def describe(sequence: Sequence) -> NewSequence:
+    """A sequence that has entered a slot, with all the blocks that it has."""
+    assert sequence.slot is not None and sequence.table is not None
+    return NewSequence(
+        sequence_id=sequence.sequence_id,
+        slot=sequence.slot,
+        token_ids=list(sequence.token_ids),
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        num_computed_tokens=sequence.num_computed_tokens,
+        block_ids=list(sequence.table.block_ids),
+        sampling=sequence.sampling,
+        seed=sequence.seed,
+        sample_index=sequence.sample_index,
+        # Under a grammar its mask keeps them out while they are not to be drawn.
+        stop_token_ids=sequence.stop_token_ids if sequence.constraint is None else frozenset(),
+        bad_words_token_ids=sequence.request.bad_words_token_ids,
+    )

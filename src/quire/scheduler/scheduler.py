@@ -27,15 +27,17 @@ from quire.kvcache.block_table import BlockTable
 from quire.kvcache.manager import KVCacheManager
 from quire.scheduler import invariants
 from quire.scheduler.constraint import Constraint, MakeMasks
-from quire.scheduler.draft import Draft, InFlight
+from quire.scheduler.draft import Draft, InFlight, describe
 from quire.scheduler.fair_share import choose_yielder
 from quire.scheduler.intake import error_delta, is_too_large, num_blocks_for, obstacle, too_large_message
+from quire.scheduler.masks import PlanMasks
 from quire.scheduler.queue import WaitingQueue
+from quire.scheduler.reports import attach_prompt_logprobs, last_report
 from quire.scheduler.sequence import SampleGroup, Sequence
 from quire.scheduler.victim import choose_victim
 from quire.types.deltas import FinishReason, SequenceDelta
 from quire.types.ids import RequestId, SequenceId, SlotIndex
-from quire.types.plan import NewSequence, StepPlan, StepResult
+from quire.types.plan import StepPlan, StepResult
 from quire.types.request import GenerationRequest
 from quire.types.stats import EngineStats
 
@@ -83,8 +85,7 @@ class Scheduler:
         self._max_model_len = max_model_len
         self._by_priority = policy == "priority"
         self._check_stop = check_stop
-        self._make_masks = make_masks
-        self._num_constrained = 0
+        self._masks = PlanMasks(make_masks)
         self._groups: dict[RequestId, SampleGroup] = {}
         self._waiting = WaitingQueue(idle_credit=IDLE_CREDIT_STEPS * max_num_batched_tokens)
         # May hold sequences that have left their slot since the last `schedule`, which sorts them out.
@@ -148,7 +149,7 @@ class Scheduler:
                 self._rejected.append(delta)
             else:
                 group.samples.append(sequence)
-                self._num_constrained += sequence.constraint is not None
+                self._masks.num_constrained += sequence.constraint is not None
         if group.samples:
             self._groups[request.request_id] = group
             self._waiting.push(group.samples[0])
@@ -198,8 +199,7 @@ class Scheduler:
         if not draft.singles and not draft.chunks:
             return None
         self._last_record = draft.seal(self._released_slots, self._last_record)
-        if self._num_constrained:
-            self._promise_masks(self._last_record)
+        self._masks.promise(self._last_record, is_next=not self._in_flight)
         self._in_flight.append(self._last_record)
         self._released_slots = []
         self._last_step = draft.plan.step
@@ -237,8 +237,8 @@ class Scheduler:
                 delta.logprobs.append(logprobs[sequence.sequence_id])
         self._num_generated_tokens += len(record.sampled) - num_dropped
         if result.prompt_logprobs:
-            self._attach_prompt_logprobs(record, result, deltas)
-        self._start_masks()
+            attach_prompt_logprobs(record, result, deltas)
+        self._masks.start_oldest(self._in_flight)
         return deltas
 
     def fail(self, plan: StepPlan, message: str) -> list[SequenceDelta]:
@@ -253,7 +253,7 @@ class Scheduler:
         record = self._take_record(plan, None)
         deltas = [self._end_with_error(sequence, message) for sequence in record.rows if not sequence.is_finished]
         self._forget_computed(self._in_flight, plan.step + 1)
-        self._start_masks()
+        self._masks.start_oldest(self._in_flight)
         return deltas
 
     def take_rejected(self) -> list[SequenceDelta]:
@@ -305,25 +305,6 @@ class Scheduler:
             return SequenceDelta(sequence.request_id, sequence.sample_index, finish_reason=reason)
         message = obstacle(sequence, self._cache, self._max_model_len)
         return None if message is None else error_delta(sequence, message)
-
-    def _promise_masks(self, record: InFlight) -> None:
-        """Gives a plan the masks of its constrained rows. They are computed once the plans before are known."""
-        plan = record.plan
-        constrained = [
-            (row, sequence.constraint)
-            for row, sequence in enumerate(record.rows)
-            if sequence.constraint is not None and plan.samples[row]
-        ]
-        if constrained:
-            assert self._make_masks is not None, "constraints without anyone to compute their masks"
-            plan.masks = self._make_masks(constrained)
-            if not self._in_flight:
-                plan.masks.start()
-
-    def _start_masks(self) -> None:
-        """Has the masks of the oldest plan in flight computed: all tokens before it are known."""
-        if self._in_flight and (masks := self._in_flight[0].plan.masks) is not None:
-            masks.start()
 
     def _release_held(self) -> None:
         """Lets samples wait for a slot whose prompt another one has computed in an earlier plan."""
@@ -492,7 +473,7 @@ class Scheduler:
         """Puts a sequence with a table into a slot and hands it its first tokens; returns how many."""
         plan, table = draft.plan, sequence.table
         assert table is not None
-        slot = sequence.slot = self._free_slots.pop()
+        sequence.slot = self._free_slots.pop()
         sequence.tenant.num_running += 1
         sequence.charge(sequence.num_reused_tokens)
         sequence.entered_step = plan.step
@@ -506,22 +487,7 @@ class Scheduler:
         num_tokens = min(sequence.num_tokens - num_reused, budget)
         grown = self._cache.grow(table, num_reused + num_tokens)
         assert grown is not None, "the cache has fewer blocks than it said"
-        plan.new_sequences.append(
-            NewSequence(
-                sequence_id=sequence.sequence_id,
-                slot=slot,
-                token_ids=list(sequence.token_ids),
-                num_prompt_tokens=sequence.num_prompt_tokens,
-                num_computed_tokens=num_reused,
-                block_ids=list(table.block_ids),
-                sampling=sequence.sampling,
-                seed=sequence.seed,
-                sample_index=sequence.sample_index,
-                # Under a grammar its mask keeps them out while they are not to be drawn.
-                stop_token_ids=sequence.stop_token_ids if sequence.constraint is None else frozenset(),
-                bad_words_token_ids=sequence.request.bad_words_token_ids,
-            )
-        )
+        plan.new_sequences.append(describe(sequence))
         self._running.append(sequence)
         self._add_chunk(sequence, num_tokens, draft)
         return num_tokens
@@ -601,7 +567,7 @@ class Scheduler:
         """Frees all that a sequence holds. Results in flight for it will be ignored."""
         group = sequence.group
         sequence.is_finished = True
-        self._num_constrained -= sequence.constraint is not None
+        self._masks.num_constrained -= sequence.constraint is not None
         group.samples.remove(sequence)
         if sequence.slot is not None:
             self._leave_slot(sequence, keep_content=keep_content)
@@ -625,15 +591,7 @@ class Scheduler:
         self._rejected.append(self._end_with_error(sequence, too_large_message(sequence, self._cache)))
 
     def _stop(self, sequence: Sequence, reason: FinishReason) -> SequenceDelta:
-        delta = sequence.report()
-        delta.finish_reason = reason
-        delta.num_preemptions = sequence.num_preemptions
-        token_id = sequence.token_ids[-1]
-        is_stop_token = token_id in sequence.stop_token_ids and token_id not in sequence.request.eos_token_ids
-        if reason is FinishReason.STOP and is_stop_token:
-            delta.stop_token_id = token_id
-        constraint = sequence.constraint
-        delta.shows_last_token = constraint is not None and constraint.is_complete and not constraint.ended_by_eos
+        delta = last_report(sequence, reason)
         self._end(sequence)
         return delta
 
@@ -686,24 +644,6 @@ class Scheduler:
         for sequence in suspects:
             self._restart(sequence)
         self._cache.reset_prefix_cache()
-
-    def _attach_prompt_logprobs(self, record: InFlight, result: StepResult, deltas: list[SequenceDelta]) -> None:
-        """Adds the positions that were not sent before: a preempted prompt computes some of them again."""
-        first_samples = {delta.request_id: delta for delta in deltas if delta.sample_index == 0}
-        for sequence in record.rows:
-            begin = sequence.chunk_starts.pop(record.plan.step, None)
-            delta = first_samples.get(sequence.request_id)
-            if begin is None or (sequence.is_finished and delta is None):
-                continue
-            entries = result.prompt_logprobs.get(sequence.sequence_id, [])[sequence.num_sent_prompt_logprobs - begin :]
-            if not entries:
-                continue
-            sequence.num_sent_prompt_logprobs += len(entries)
-            if delta is None:
-                delta = SequenceDelta(sequence.request_id, sequence.sample_index)
-                sequence.introduce(delta)
-                deltas.append(delta)
-            delta.prompt_logprobs += entries
 
     def check_invariants(self) -> None:
         """Asserts that sequences, slots, blocks and counters agree. O(everything)."""
