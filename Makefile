@@ -49,7 +49,7 @@ check-native: $(VENV)/installed-dev ## The compiled kernels' tests with AddressS
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DQUIRE_SANITIZE=ON \
 		-DQUIRE_EMULATE_AMX=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) > $(SANITIZED).log || (cat $(SANITIZED).log && false)
 	$(BIN)/cmake --build $(SANITIZED)
-	LD_PRELOAD=$$($${CXX:-g++} -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		$(BIN)/python tests/run_sanitized.py $(SANITIZED) tests/cpu/kernels/native -q -s -p no:cacheprovider
 
 fix: $(VENV)/installed-dev ## Format and repair what can be repaired by itself
