@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.profiler import record_function
 
 from quire.kernels.native import NativeCpu
 from quire.kernels.native.recording import LOGIT_ROWS, Recorded, RecordedCache, Recording, StepInput
@@ -16,6 +17,8 @@ from quire.worker.kv_storage import KVCaches
 
 class RecordedModel:
     """Implements `StepModel`: two programs, one up to the hidden states and one from there to the logits.
+
+    A trace of torch.profiler names them "quire::forward" and "quire::logits".
 
     Args:
         model: Its weights are packed for the compiled kernels.
@@ -37,15 +40,17 @@ class RecordedModel:
     def run(self, state: BatchState, rows: StepRows, logit_rows: np.ndarray) -> torch.Tensor:
         """See `StepModel.run`."""
         hidden = np.empty((len(logit_rows), self._hidden_size), np.float32)
-        self._forward.program.run(
-            state.token_ids, state.block_tables, rows.slots, rows.starts, rows.num_tokens, logit_rows, hidden
-        )
+        with record_function("quire::forward"):
+            self._forward.program.run(
+                state.token_ids, state.block_tables, rows.slots, rows.starts, rows.num_tokens, logit_rows, hidden
+            )
         return torch.from_numpy(hidden)
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """See `StepModel.compute_logits`."""
         logits = np.empty((len(hidden), self._vocab_size), np.float32)
-        self._logits.program.run_rows(hidden.numpy(), logits)
+        with record_function("quire::logits"):
+            self._logits.program.run_rows(hidden.numpy(), logits)
         return torch.from_numpy(logits)
 
 

@@ -1,5 +1,6 @@
 """The examples do what they say."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -38,7 +39,10 @@ def test_chat_client(server: str) -> None:
 
 def test_stream(server: str) -> None:
     lines = run("stream.py", f"{server}/v1").splitlines()
-    assert "'completion_tokens': 32" in lines[-1]
+    usage = ast.literal_eval(lines[-1])
+    assert 0 < usage["completion_tokens"] <= 32
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert len(" ".join(lines[:-1])) > usage["completion_tokens"]
 
 
 def test_anthropic_client(server: str) -> None:
