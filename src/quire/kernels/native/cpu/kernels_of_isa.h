@@ -20,7 +20,7 @@ const KernelTable kTable = {
     .linear = {tile_rows, row_format, row_bytes, prepare_rows, multiply_groups, multiply_gated_groups},
     .rms_norm = {norm_row},
     .rope_kv_write = {write_token},
-    .attention = {attend_tile, attend_split, merge_splits},
+    .attention = {attend_tile, attend_segment, merge_segments},
     .silu_mul = {silu_mul_row},
     .sample = {draw_row, draw_workspace_bytes, mask_row},
 };

@@ -28,6 +28,19 @@ typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef uint8_t u8x16 __attribute__((vector_size(16)));
 typedef uint8_t u8x64 __attribute__((vector_size(64)));
 
+// What fits in one register of the machine.
+#if defined(__AVX512F__)
+constexpr int kRegisterLanes = 16;
+#elif defined(__AVX__)
+constexpr int kRegisterLanes = 8;
+#else
+constexpr int kRegisterLanes = 4;
+#endif
+
+typedef float Floats __attribute__((vector_size(4 * kRegisterLanes)));
+typedef uint32_t Words __attribute__((vector_size(4 * kRegisterLanes)));
+typedef int32_t Integers __attribute__((vector_size(4 * kRegisterLanes)));
+
 // A vector anywhere in memory. Not memcpy: GCC 12 then takes the way over the stack.
 template <typename V>
 struct InMemory {
@@ -86,21 +99,10 @@ QUIRE_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
 }
 
 // Comparisons are done on vectors as wide as a register: compilers take wider ones apart into single numbers.
-#if defined(__AVX512F__)
-constexpr int kRegisterLanes = 16;
-#elif defined(__AVX__)
-constexpr int kRegisterLanes = 8;
-#else
-constexpr int kRegisterLanes = 4;
-#endif
-
-typedef float f32_register __attribute__((vector_size(kRegisterLanes * 4)));
-typedef int32_t i32_register __attribute__((vector_size(kRegisterLanes * 4)));
-
 template <typename Result, typename Register, typename Operation>
 QUIRE_INLINE Result by_register(Operation operation, f32x16 a, f32x16 b) {
   constexpr int kRegisters = kLanes / kRegisterLanes;
-  f32_register parts_a[kRegisters], parts_b[kRegisters];
+  Floats parts_a[kRegisters], parts_b[kRegisters];
   Register results[kRegisters];
   std::memcpy(parts_a, &a, sizeof a);
   std::memcpy(parts_b, &b, sizeof b);
@@ -110,28 +112,28 @@ QUIRE_INLINE Result by_register(Operation operation, f32x16 a, f32x16 b) {
 
 #define QUIRE_BY_REGISTER(Result, Register, expression)                                                       \
   by_register<Result, Register>(                                                                              \
-      [](f32_register x, f32_register y) __attribute__((always_inline)) -> Register { return expression; }, a, b)
+      [](Floats x, Floats y) __attribute__((always_inline)) -> Register { return expression; }, a, b)
 
 // The second of two numbers of which one is NaN.
 QUIRE_INLINE f32x16 max(f32x16 a, f32x16 b) {
-  return QUIRE_BY_REGISTER(f32x16, f32_register, (x > y ? x : y));
+  return QUIRE_BY_REGISTER(f32x16, Floats, (x > y ? x : y));
 }
 
 QUIRE_INLINE f32x16 min(f32x16 a, f32x16 b) {
-  return QUIRE_BY_REGISTER(f32x16, f32_register, (x < y ? x : y));
+  return QUIRE_BY_REGISTER(f32x16, Floats, (x < y ? x : y));
 }
 
 // Lanes of -1 where it is so, 0 elsewhere.
 QUIRE_INLINE i32x16 is_less(f32x16 a, f32x16 b) {
-  return QUIRE_BY_REGISTER(i32x16, i32_register, x < y);
+  return QUIRE_BY_REGISTER(i32x16, Integers, x < y);
 }
 
 QUIRE_INLINE i32x16 is_at_least(f32x16 a, f32x16 b) {
-  return QUIRE_BY_REGISTER(i32x16, i32_register, x >= y);
+  return QUIRE_BY_REGISTER(i32x16, Integers, x >= y);
 }
 
 QUIRE_INLINE i32x16 is_equal(f32x16 a, f32x16 b) {
-  return QUIRE_BY_REGISTER(i32x16, i32_register, x == y);
+  return QUIRE_BY_REGISTER(i32x16, Integers, x == y);
 }
 
 #undef QUIRE_BY_REGISTER
@@ -173,12 +175,20 @@ QUIRE_INLINE float sum(f32x16 a) {
 }
 
 QUIRE_INLINE float largest(f32x16 a) {
+#if defined(__AVX512F__)
+  a = max(a, __builtin_shufflevector(a, a, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  a = max(a, __builtin_shufflevector(a, a, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  a = max(a, __builtin_shufflevector(a, a, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+  a = max(a, __builtin_shufflevector(a, a, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+  return a[0];
+#else
   float lanes[16];
   store(lanes, a);
   for (int width = 8; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
   }
   return lanes[0];
+#endif
 }
 
 // A mask's lanes as bits, lane 0 the lowest.
@@ -294,80 +304,55 @@ QUIRE_INLINE u16x16 to_float16(f32x16 a) {
 #endif
 }
 
-QUIRE_INLINE i32x16 widen(i8x16 a) {
-  return __builtin_convertvector(a, i32x16);
-}
-
-QUIRE_INLINE float first_lane(f32x16 a) {
-  return a[0];
-}
-
-// a in lanes [begin, end), `other` elsewhere.
-QUIRE_INLINE f32x16 keep_lanes(f32x16 a, int64_t begin, int64_t end, float other) {
-  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return ((lane >= static_cast<int32_t>(begin)) & (lane < static_cast<int32_t>(end))) ? a : splat(other);
-}
-
-// The even and the odd ones of 32 bfloat16 numbers, which stand in pairs.
-QUIRE_INLINE f32x16 low_bfloat16(f32x16 pairs) {
-  return reinterpret_cast<f32x16>(reinterpret_cast<u32x16>(pairs) << 16);
-}
-
-QUIRE_INLINE f32x16 high_bfloat16(f32x16 pairs) {
-  return reinterpret_cast<f32x16>(reinterpret_cast<u32x16>(pairs) & 0xffff0000u);
-}
-
-// Exchanges blocks of kStep lanes between rows that are kStep apart.
-template <int kStep>
-QUIRE_INLINE void exchange_lanes(f32x16 (&rows)[16]) {
-  i32x16 low, high;
-  for (int lane = 0; lane < 16; ++lane) {
-    low[lane] = lane & kStep ? 16 + lane - kStep : lane;
-    high[lane] = lane & kStep ? 16 + lane : lane + kStep;
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) {
-    if (i & kStep) continue;
-    const f32x16 a = rows[i], b = rows[i + kStep];
-    rows[i] = __builtin_shuffle(a, b, low);
-    rows[i + kStep] = __builtin_shuffle(a, b, high);
-  }
-}
-
-// Row i, lane j becomes row j, lane i.
-QUIRE_INLINE void transpose(f32x16 (&rows)[16]) {
-  exchange_lanes<1>(rows);
-  exchange_lanes<2>(rows);
-  exchange_lanes<4>(rows);
-  exchange_lanes<8>(rows);
-}
-
-// e^a within 2 units in the last place; 0 far below, infinity above 88.7, NaN for NaN.
-// Cody and Waite's reduction to [-ln 2 / 2, ln 2 / 2], there the Taylor polynomial of degree 7.
-QUIRE_INLINE f32x16 exp(f32x16 a) {
-  const f32x16 clipped = min(splat(89.0f), max(splat(-104.0f), a));  // a NaN stays one
-  const i32x16 n = round_to_int(clipped * 1.44269504f);
-  const f32x16 nf = to_float(n);
-  f32x16 r = fma(nf, splat(-0.693359375f), clipped);
-  r = fma(nf, splat(2.12194440e-4f), r);
-  f32x16 p = splat(1.0f / 5040.0f);
-  p = fma(p, r, splat(1.0f / 720.0f));
-  p = fma(p, r, splat(1.0f / 120.0f));
-  p = fma(p, r, splat(1.0f / 24.0f));
-  p = fma(p, r, splat(1.0f / 6.0f));
-  p = fma(p, r, splat(0.5f));
-  p = fma(p, r, splat(1.0f));
-  p = fma(p, r, splat(1.0f));
+// e^a within 2 units in the last place; 0 far below, infinity above 88.7, NaN for NaN, 1 for 0.
+// Cody and Waite's reduction to [-ln 2 / 2, ln 2 / 2], there 1 + r * (a polynomial fitted to (e^r - 1) / r).
+QUIRE_INLINE Floats exp_in_register(Floats a) {
+  const Floats above = a < -104.0f ? -104.0f - Floats{} : a;  // comparisons that leave NaN as it is
+  const Floats clipped = above > 89.0f ? 89.0f - Floats{} : above;
+  const float magic = 12582912.0f;  // 1.5 * 2^23: a sum with it is rounded to an integer
+  const Floats shifted = clipped * 1.44269504f + magic;
+  const Floats n = shifted - magic;
+  const Floats r = n * 2.12194440e-4f + (n * -0.693359375f + clipped);
+  Floats p = r * 0.00139411633f + 0.00836918688f;
+  p = p * r + 0.0416663522f;
+  p = p * r + 0.166665049f;
+  p = p * r + 0.500000005f;
+  p = p * r + 1.00000001f;
+  p = p * r + 1.0f;
+#if defined(__AVX512F__)
+  return reinterpret_cast<Floats>(
+      _mm512_maskz_scalef_ps(0xffff, reinterpret_cast<__m512>(p), reinterpret_cast<__m512>(n)));
+#else
   // Two factors: 2^n itself may not be a normal number.
-  const i32x16 half = n >> 1;
-  const f32x16 low = reinterpret_cast<f32x16>((half + 127) << 23);
-  const f32x16 high = reinterpret_cast<f32x16>((n - half + 127) << 23);
-  return p * low * high;
+  const Integers power = reinterpret_cast<Integers>(shifted) - 0x4b400000;
+  const Integers half = power >> 1;
+  const Floats low = reinterpret_cast<Floats>((half + 127) << 23);
+  const Floats high = reinterpret_cast<Floats>((power - half + 127) << 23);
+  const Floats result = p * low * high;
+  return a == a ? result : a;
+#endif
 }
 
-// Within 2^-23 of the hyperbolic tangent, absolutely.
+QUIRE_INLINE f32x16 exp(f32x16 a) {
+  Floats parts[kLanes / kRegisterLanes];
+  std::memcpy(parts, &a, sizeof a);
+  for (Floats& part : parts) part = exp_in_register(part);
+  return load<f32x16>(parts);
+}
+
+// Within some units in the last place: an odd polynomial near 0, elsewhere 1 - 2 / (e^2|a| + 1).
 QUIRE_INLINE f32x16 tanh(f32x16 a) {
-  return 1.0f - 2.0f / (exp(a * 2.0f) + 1.0f);
+  const f32x16 square = a * a, size = abs(a);
+  f32x16 p = splat(0.00221844215f);
+  p = fma(p, square, splat(-0.00827621804f));
+  p = fma(p, square, splat(0.0217475894f));
+  p = fma(p, square, splat(-0.0539565637f));
+  p = fma(p, square, splat(0.133332919f));
+  p = fma(p, square, splat(-0.333333331f));
+  const f32x16 near = fma(p, square * a, a);
+  const f32x16 far = 1.0f - 2.0f / (exp(size + size) + 1.0f);
+  const u32x16 sign = reinterpret_cast<u32x16>(a) & 0x80000000u;
+  return size < 0.65f ? near : reinterpret_cast<f32x16>(reinterpret_cast<u32x16>(far) | sign);
 }
 
 }  // namespace quire::QUIRE_ISA

@@ -1,115 +1,117 @@
 #pragma once
 
-#include <algorithm>
-
 #include "native/cpu/kernel_table.h"
 #include "native/cpu/step.h"
 
 namespace quire {
 
-// Attention of layer `layer`, in two phases.
+// Attention of layer `layer`: tiles of consecutive queries of one sequence, each for one key head.
 //
-// First tiles: up to kTileQueries queries of one sequence for one key head. A sequence with one query and a long context
-// is cut into splits of its keys, so that one stream occupies all threads; their results are merged in the second phase.
+// Where tiles are too few to keep all threads busy, each is cut into its segments of keys, whose results a second
+// phase merges.
 class AttentionInstruction : public Instruction {
  public:
   AttentionInstruction(AttentionTask task, int64_t layer, ValueId query, ValueId out)
       : task_(task), layer_(layer), query_(query), out_(out) {
     reads = {query};
     writes = {out};
+    tile_queries_ = std::max<int64_t>(1, kTileRows / task.group_size());
   }
 
   int num_phases() const override { return 2; }
 
   int64_t num_chunks(const Run& run, int phase) const override {
-    int64_t chunks = 0;
-    for (int64_t s = 0; s < run.inputs.num_sequences; ++s) {
-      if (phase == 0) {
-        chunks += num_tiles(run.inputs, s) * std::max<int64_t>(1, num_splits(run.inputs, s)) * task_.num_kv_heads;
-      } else if (num_splits(run.inputs, s) > 0) {
-        chunks += task_.num_kv_heads;
-      }
-    }
-    return chunks;
+    const Split split = split_of(run);
+    const int64_t tiles = num_tile_places(run.inputs) * task_.num_kv_heads;
+    if (phase == 0) return tiles * std::max<int64_t>(1, split.segments);
+    return split.segments > 0 ? tiles : 0;
   }
 
   size_t workspace_bytes(const Run& run) const override {
-    int64_t splits = 0;
-    for (int64_t s = 0; s < run.inputs.num_sequences; ++s) splits += num_splits(run.inputs, s);
-    return static_cast<size_t>(splits * task_.num_heads * partial_bytes(task_.head_dim));
+    const Split split = split_of(run);
+    const int64_t partials = num_tile_places(run.inputs) * task_.num_kv_heads * split.segments;
+    return static_cast<size_t>(partials * split.partial_floats) * sizeof(float);
   }
 
   void run_chunk(const Run& run, int phase, int64_t chunk, Scratch& scratch) const override {
-    const StepInputs& inputs = run.inputs;
-    const AttentionKernels& kernels = run.kernels->attention;
+    const Split split = split_of(run);
+    const int64_t pieces = phase == 0 ? std::max<int64_t>(1, split.segments) : 1;
+    const int64_t place = chunk / pieces;
     AttentionTile tile;
-    tile.kv_head = chunk % task_.num_kv_heads;
-    int64_t index = chunk / task_.num_kv_heads, splits_before = 0;
-    for (tile.sequence = 0;; ++tile.sequence) {
-      const int64_t splits = num_splits(inputs, tile.sequence);
-      const int64_t own = phase == 0 ? num_tiles(inputs, tile.sequence) * std::max<int64_t>(1, splits) : splits > 0;
-      if (index < own) break;
-      index -= own;
-      splits_before += splits;
+    if (!find_tile(run.inputs, place, &tile)) return;
+    const LayerCache& cache = run.inputs.caches[layer_];
+    const AttentionKernels& kernels = run.kernels->attention;
+    const float* query = run.value(query_);
+    if (split.segments == 0) {
+      kernels.attend_tile(task_, tile, run.inputs, cache, query, run.value(out_), scratch);
+      return;
     }
-    const int64_t splits = num_splits(inputs, tile.sequence);
-    const int64_t head_bytes = partial_bytes(task_.head_dim), group_bytes = task_.group_size() * head_bytes;
-    // By sequence, key head, split and head of the group.
-    uint8_t* partials = run.workspace + (splits_before * task_.num_kv_heads + tile.kv_head * splits) * group_bytes;
-    place_tile(inputs, splits > 0 ? 0 : index, &tile);
+    const int64_t first = task_.first_key(tile.first_position) / kSegmentKeys;
+    const int64_t end = divide_up(tile.end_position(), kSegmentKeys);
+    float* partials = reinterpret_cast<float*>(run.workspace) + place * split.segments * split.partial_floats;
     if (phase == 1) {
-      for (int64_t head = 0; head < task_.group_size(); ++head) {
-        const int64_t place = tile.first_row * task_.num_heads + tile.kv_head * task_.group_size() + head;
-        kernels.merge_splits(task_, partials + head * head_bytes, group_bytes, splits,
-                             run.value(out_) + place * task_.head_dim, scratch);
-      }
-    } else if (splits > 0) {
-      kernels.attend_split(task_, tile, inputs, inputs.caches[layer_], run.value(query_), first_split(inputs, tile) + index,
-                           partials + index * group_bytes, scratch);
-    } else {
-      kernels.attend_tile(task_, tile, inputs, inputs.caches[layer_], run.value(query_), run.value(out_), scratch);
+      kernels.merge_segments(task_, tile, partials, split.partial_floats, end - first, run.value(out_));
+    } else if (const int64_t piece = chunk % pieces; first + piece < end) {
+      kernels.attend_segment(task_, tile, first + piece, run.inputs, cache, query,
+                             partials + piece * split.partial_floats, scratch);
     }
   }
 
  private:
-  static constexpr int64_t kTileQueries = 32;
+  static constexpr int64_t kTileRows = 96;
+  static constexpr int64_t kTilesPerThread = 4;
 
-  static int64_t num_queries(const StepInputs& inputs, int64_t sequence) {
-    return inputs.query_starts[sequence + 1] - inputs.query_starts[sequence];
+  // How tiles are cut into segments: into at most so many, 0 where they are not cut.
+  struct Split {
+    int64_t segments = 0;
+    int64_t partial_floats = 0;
+  };
+
+  Split split_of(const Run& run) const {
+    const StepInputs& inputs = run.inputs;
+    const int64_t tiles = num_tile_places(inputs) * task_.num_kv_heads;
+    if (run.num_threads == 1 || tiles >= kTilesPerThread * run.num_threads) return {};
+    int64_t segments = 0, queries = 0;
+    for (int64_t s = 0; s < inputs.num_sequences; ++s) {
+      const int64_t end = inputs.context_lengths[s];
+      const int64_t num_queries = inputs.query_starts[s + 1] - inputs.query_starts[s];
+      const int64_t begin = task_.first_key(end - num_queries);
+      segments = std::max(segments, divide_up(end, kSegmentKeys) - begin / kSegmentKeys);
+      queries = std::max(queries, std::min(num_queries, tile_queries_));
+    }
+    if (segments < 2) return {};
+    return {segments, AttentionPartial::num_floats(queries * task_.group_size(), padded_width(task_.head_dim))};
   }
 
-  static int64_t num_tiles(const StepInputs& inputs, int64_t sequence) {
-    return divide_up(num_queries(inputs, sequence), kTileQueries);
-  }
+  // Sequence s has the places [first_place(s), first_place(s + 1)), enough for its tiles however they are cut; so a
+  // place's sequence is found by bisection. Some stay empty.
+  int64_t first_place(const StepInputs& inputs, int64_t s) const { return inputs.query_starts[s] / tile_queries_ + s; }
+  int64_t num_tile_places(const StepInputs& inputs) const { return first_place(inputs, inputs.num_sequences); }
 
-  // The first key that the last query of a sequence sees.
-  int64_t seen_begin(const StepInputs& inputs, int64_t sequence) const {
-    return task_.sliding_window > 0 ? std::max<int64_t>(0, inputs.context_lengths[sequence] - task_.sliding_window) : 0;
-  }
-
-  int64_t first_split(const StepInputs& inputs, const AttentionTile& tile) const {
-    return seen_begin(inputs, tile.sequence) / kAttentionSplitKeys;
-  }
-
-  // Into how many chunks the keys of a sequence are cut; 0 where they are not.
-  int64_t num_splits(const StepInputs& inputs, int64_t sequence) const {
-    if (num_queries(inputs, sequence) != 1) return 0;
-    const int64_t end = inputs.context_lengths[sequence];
-    const int64_t splits = (end - 1) / kAttentionSplitKeys - seen_begin(inputs, sequence) / kAttentionSplitKeys + 1;
-    return splits > 1 ? splits : 0;
-  }
-
-  static void place_tile(const StepInputs& inputs, int64_t index, AttentionTile* tile) {
-    const int64_t end = inputs.query_starts[tile->sequence + 1];
-    tile->first_row = inputs.query_starts[tile->sequence] + index * kTileQueries;
-    tile->num_queries = std::min(kTileQueries, end - tile->first_row);
-    tile->first_position = inputs.context_lengths[tile->sequence] - (end - tile->first_row);
+  // The tile of a place, or false for an empty one. A prompt's last tiles, which see most keys, come first.
+  bool find_tile(const StepInputs& inputs, int64_t place, AttentionTile* tile) const {
+    tile->kv_head = place % task_.num_kv_heads;
+    const int64_t wanted = place / task_.num_kv_heads;
+    int64_t low = 0, high = inputs.num_sequences;
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      (first_place(inputs, middle) <= wanted ? low : high) = middle;
+    }
+    const int64_t begin = inputs.query_starts[low], end = inputs.query_starts[low + 1];
+    const int64_t index = first_place(inputs, low + 1) - 1 - wanted;
+    tile->sequence = low;
+    tile->first_row = begin + index * tile_queries_;
+    if (tile->first_row >= end) return false;
+    tile->num_queries = std::min(tile_queries_, end - tile->first_row);
+    tile->first_position = inputs.context_lengths[low] - (end - tile->first_row);
+    return true;
   }
 
   AttentionTask task_;
   int64_t layer_;
   ValueId query_;
   ValueId out_;
+  int64_t tile_queries_;
 };
 
 }  // namespace quire

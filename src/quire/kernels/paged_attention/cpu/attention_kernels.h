@@ -1,539 +1,359 @@
-// Attention over a paged cache. Included by each instruction set's translation unit.
+// Attention over blocks of keys. Included by each instruction set's translation unit.
 //
-// One way for prompts and for decoding: rows are (query, head) pairs that share a key head, one for decoding without
-// groups, hundreds for a tile of a prompt. A block of 64 keys is turned into [head_dim][64] floats and its values into
-// [64][head_dim]; both products of rows with these are one micro kernel. Between them stands the online softmax (Milakov
-// and Gimelshein, 2018; blocks as in FlashAttention, Dao et al., 2022).
+// One way of working serves a single token and a prompt: the rows of a tile, its queries times the heads that share a
+// key head, meet blocks of 64 keys (made ready once for all rows), softmax being kept up to date block by block within
+// a segment of 512; segments are merged in order.
 //
-// A row's result does not depend on the rows beside it, on how its prompt was cut, or on threads: its scores are sums
-// over the dimensions in order, its values sums over the keys in order, blocks and splits begin at multiples of their
-// sizes. Keys that it does not see have weight 0 and finite values (zeros), so they change no bit of a sum; a block of
-// which it sees nothing is passed over.
+// A row's result depends on nothing but the row, its keys and their positions. Blocks and segments begin at multiples
+// of their size in the sequence. In a block, every number is one chain over head dims or keys (attention_panels.h).
+// A row that does not see a key gives it the weight 0, which adds 0 to a sum and leaves the best score; a block or
+// segment that it does not see at all multiplies its sums by 1 and adds 0. So it is all the same whether such keys,
+// blocks and segments are passed over or worked on for another row's sake. (They may turn -0 into 0: the result's
+// zeros are made positive.)
 #pragma once
 
-#include "paged_attention/cpu/attention_table.h"
-#include "paged_attention/cpu/cache_vector.h"
+#include "paged_attention/cpu/attention_panels.h"
 
 namespace quire::QUIRE_ISA {
 
-constexpr int64_t kBlockKeys = kAttentionBlockKeys;
+// What one tile is worked on with, in a thread's scratch memory.
+struct TileWork {
+  const AttentionTask& task;
+  const AttentionTile& tile;
+  const StepInputs& inputs;
+  const LayerCache& cache;
+  int64_t num_rows;
+  int64_t width;       // of sums and values: head_dim, padded
+  int64_t panel_rows;  // rows that are worked on together
+  float* query;        // [rows, head_dim], scaled
+  float* keys;         // [head_dim, kBlockKeys]
+  float* values;       // [kBlockKeys, width]
+  float* totals;       // [rows, kLanes]
+  float* partials[2];  // memory of AttentionPartial
 
-// Rows and vectors of the micro kernel: as many sums as there are registers.
-#if defined(__AVX512F__)
-constexpr int kPanelRows = 6;
-constexpr int kPanelVectors = 4;
-#else
-constexpr int kPanelRows = 4;
-constexpr int kPanelVectors = 1;
-#endif
-
-// out[r][0 .. 16 V) = (adds ? out[r] : 0) + sum over k of a[r][k] * b[k][0 .. 16 V), k in order.
-template <int R, int V>
-void multiply_panel(const float* const* a, int64_t depth, const float* b, int64_t b_stride, float* const* out,
-                    bool adds) {
-  f32x16 sums[R][V];
-#pragma GCC unroll 6
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sums[r][v] = adds ? load<f32x16>(out[r] + v * kLanes) : f32x16{};
-  }
-  for (int64_t k = 0; k < depth; ++k, b += b_stride) {
-    f32x16 columns[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) columns[v] = load<f32x16>(b + v * kLanes);
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-      const f32x16 factor = splat(a[r][k]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sums[r][v] = fma(factor, columns[v], sums[r][v]);
-    }
-  }
-#pragma GCC unroll 6
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(out[r] + v * kLanes, sums[r][v]);
-  }
-}
-
-template <int V>
-void multiply_panel_rows(int64_t rows, const float* const* a, int64_t depth, const float* b, int64_t b_stride,
-                         float* const* out, bool adds) {
-  switch (rows) {
-    case 1: return multiply_panel<1, V>(a, depth, b, b_stride, out, adds);
-    case 2: return multiply_panel<2, V>(a, depth, b, b_stride, out, adds);
-    case 3: return multiply_panel<3, V>(a, depth, b, b_stride, out, adds);
-    case 4: return multiply_panel<4, V>(a, depth, b, b_stride, out, adds);
-#if defined(__AVX512F__)
-    case 5: return multiply_panel<5, V>(a, depth, b, b_stride, out, adds);
-    case 6: return multiply_panel<6, V>(a, depth, b, b_stride, out, adds);
-#endif
-  }
-}
-
-// The same for any width in whole vectors.
-inline void multiply_rows(int64_t rows, const float* const* a, int64_t depth, const float* b, int64_t b_stride,
-                          float* const* out, int64_t num_vectors, bool adds) {
-  const float* columns = b;
-  float* places[kPanelRows];
-  std::copy_n(out, rows, places);
-  for (int64_t v = 0; v < num_vectors;) {
-    const int64_t count = std::min<int64_t>(kPanelVectors, num_vectors - v);
-    switch (count) {
-      case 1: multiply_panel_rows<1>(rows, a, depth, columns, b_stride, places, adds); break;
-#if defined(__AVX512F__)
-      case 2: multiply_panel_rows<2>(rows, a, depth, columns, b_stride, places, adds); break;
-      case 3: multiply_panel_rows<3>(rows, a, depth, columns, b_stride, places, adds); break;
-      case 4: multiply_panel_rows<4>(rows, a, depth, columns, b_stride, places, adds); break;
-#endif
-    }
-    v += count;
-    columns += count * kLanes;
-    for (int64_t r = 0; r < rows; ++r) places[r] += count * kLanes;
-  }
-}
-
-// ---- keys and values of a block ----
-
-// Where the vectors of a block lie; null for those that no row of the tile sees.
-struct BlockKeys {
-  int64_t index[kBlockKeys];  // of the vector in the cache
-  int64_t first = 0;          // the first that is seen
-  int64_t end = 0;            // behind the last that is seen
+  AttentionPartial partial(int index) const { return {partials[index], num_rows, width}; }
+  int64_t position(int64_t row) const { return tile.first_position + row / task.group_size(); }
 };
 
-inline BlockKeys find_keys(const AttentionTask& task, const AttentionTile& tile, const StepInputs& inputs,
-                           int64_t block_start, int64_t seen_begin, int64_t seen_end) {
-  BlockKeys keys;
-  keys.first = std::max<int64_t>(0, seen_begin - block_start);
-  keys.end = std::min(kBlockKeys, seen_end - block_start);
-  const int32_t* table = inputs.block_tables + tile.sequence * inputs.block_table_stride;
-  for (int64_t i = keys.first; i < keys.end; ++i) {
-    const int64_t position = block_start + i;
-    const int64_t slot = table[position / inputs.block_size] * inputs.block_size + position % inputs.block_size;
-    keys.index[i] = slot * task.num_kv_heads + tile.kv_head;
+inline TileWork make_work(const AttentionTask& task, const AttentionTile& tile, const StepInputs& inputs,
+                          const LayerCache& cache, const float* query, Scratch& scratch) {
+  const int64_t rows = tile.num_queries * task.group_size(), width = padded_width(task.head_dim);
+  const int64_t panels = divide_up(rows, kMaxPanelRows);
+  TileWork work{task, tile, inputs, cache, rows, width, divide_up(rows, panels), {}, {}, {}, {}, {}};
+  const int64_t partial = divide_up(AttentionPartial::num_floats(rows, width), kLanes) * kLanes;
+  const int64_t sizes[] = {task.head_dim * kBlockKeys, kBlockKeys * width, rows * kLanes, partial, partial,
+                           rows * task.head_dim};
+  float** places[] = {&work.keys, &work.values, &work.totals, &work.partials[0], &work.partials[1], &work.query};
+  int64_t total = 0;
+  for (int64_t size : sizes) total += size;
+  scratch.memory.reserve(static_cast<size_t>(total) * sizeof(float));
+  float* next = scratch.memory.as<float>();
+  for (int i = 0; i < 6; ++i) {
+    *places[i] = next;
+    next += sizes[i];
   }
-  return keys;
+  const int64_t row_width = task.group_size() * task.head_dim;
+  for (int64_t q = 0; q < tile.num_queries; ++q) {
+    const float* from = query + ((tile.first_row + q) * task.num_kv_heads + tile.kv_head) * row_width;
+    for (int64_t i = 0; i < row_width; ++i) work.query[q * row_width + i] = from[i] * task.scale;
+  }
+  return work;
 }
 
-// Asks for the cache lines of a block: its vectors lie apart, where the processor does not foresee them.
-inline void prefetch_keys(const AttentionTask& task, CacheFormat format, const LayerCache& cache,
-                          const BlockKeys& keys) {
-  const int64_t bytes = task.head_dim * cache_number_bytes(format);
-  for (int64_t i = keys.first; i < keys.end; ++i) {
-    const int64_t offset = keys.index[i] * bytes;
-    for (int64_t line = 0; line < bytes; line += static_cast<int64_t>(kCacheLine)) {
-      __builtin_prefetch(static_cast<const uint8_t*>(cache.keys.data) + offset + line);
-      __builtin_prefetch(static_cast<const uint8_t*>(cache.values.data) + offset + line);
-    }
-  }
-}
-
-// Up to 16 numbers of a vector of the cache from dimension `start` on; zeros behind them.
-QUIRE_INLINE f32x16 read_cache(CacheFormat format, const Cache& cache, int64_t index, int64_t head_dim,
-                               int64_t start) {
-  const int count = static_cast<int>(std::min<int64_t>(kLanes, head_dim - start));
-  const int64_t offset = index * head_dim + start;
-  if (format == CacheFormat::kFloat32) {
-    const float* from = static_cast<const float*>(cache.data) + offset;
-    return count == kLanes ? load<f32x16>(from) : load_some(from, count);
-  }
-  if (format == CacheFormat::kInt8) {
-    i8x16 numbers{};
-    std::memcpy(&numbers, static_cast<const int8_t*>(cache.data) + offset, static_cast<size_t>(count));
-    return to_float(widen(numbers)) * cache.scales[index];
-  }
-  u16x16 halves{};
-  const uint16_t* from = static_cast<const uint16_t*>(cache.data) + offset;
-  if (count == kLanes) {
-    halves = load<u16x16>(from);
-  } else {
-    std::memcpy(&halves, from, static_cast<size_t>(count) * sizeof(uint16_t));
-  }
-  return format == CacheFormat::kBfloat16 ? from_bfloat16(halves) : from_float16(halves);
-}
-
-// How many dimensions of a key are turned at a time: pairs of bfloat16 halve the work.
-inline int64_t turned_dims(CacheFormat format, int64_t head_dim) {
-  return format == CacheFormat::kBfloat16 && head_dim % 32 == 0 ? 32 : kLanes;
-}
-
-// Sixteen keys from `start` on, as many dimensions from `dim` on as `turned_dims` says: row i is dimension dim + i of the
-// keys, or the dimensions dim + 2 i and dim + 2 i + 1 in pairs. Keys that are not seen are zeros.
-QUIRE_INLINE void turn_keys(CacheFormat format, bool in_pairs, const Cache& cache, const BlockKeys& keys,
-                            int64_t head_dim, int64_t start, int64_t dim, f32x16 (&rows)[16]) {
-  const uint16_t* halves = static_cast<const uint16_t*>(cache.data) + dim;
-#pragma GCC unroll 16
-  for (int64_t i = 0; i < 16; ++i) {
-    rows[i] = f32x16{};
-    if (start + i < keys.first || start + i >= keys.end) continue;
-    const int64_t index = keys.index[start + i];
-    rows[i] = in_pairs ? load<f32x16>(halves + index * head_dim) : read_cache(format, cache, index, head_dim, dim);
-  }
-  transpose(rows);
-}
-
-// [head_dim][64] floats. Sixteens of which none is seen are left out at the end.
-inline void load_keys(const AttentionTask& task, CacheFormat format, const Cache& cache, const BlockKeys& keys,
-                      float* out) {
-  const int64_t step = turned_dims(format, task.head_dim);
-  f32x16 rows[16];
-  for (int64_t start = 0; start < keys.end; start += kLanes) {
-    for (int64_t dim = 0; dim < task.head_dim; dim += step) {
-      turn_keys(format, step == 32, cache, keys, task.head_dim, start, dim, rows);
-      float* place = out + dim * kBlockKeys + start;
-      const int64_t count = std::min<int64_t>(kLanes, task.head_dim - dim);
-      for (int64_t i = 0; i < count; ++i) {
-        if (step == 32) {
-          store(place + 2 * i * kBlockKeys, low_bfloat16(rows[i]));
-          store(place + (2 * i + 1) * kBlockKeys, high_bfloat16(rows[i]));
-        } else {
-          store(place + i * kBlockKeys, rows[i]);
-        }
-      }
-    }
-  }
-}
-
-// [64][width] floats, width in whole vectors; only those that are seen are written, and zeros before them.
-inline void load_values(const AttentionTask& task, CacheFormat format, const Cache& cache, const BlockKeys& keys,
-                        int64_t width, float* out) {
-  std::fill_n(out, keys.first * width, 0.0f);
-  for (int64_t i = keys.first; i < keys.end; ++i) {
-    for (int64_t dim = 0; dim < task.head_dim; dim += kLanes) {
-      store(out + i * width + dim, read_cache(format, cache, keys.index[i], task.head_dim, dim));
-    }
-  }
-}
-
-// ---- few rows: keys and values go from the cache straight into the products, in the same order ----
-
-template <CacheFormat kFormat, int R>
-void score_rows(const Cache& cache, const BlockKeys& keys, int64_t head_dim, const float* const* queries,
-                float* const* scores) {
-  const int64_t step = turned_dims(kFormat, head_dim);
-  f32x16 rows[16];
-  for (int64_t start = 0; start < keys.end; start += kLanes) {
-    f32x16 sums[R];
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) sums[r] = f32x16{};
-    for (int64_t dim = 0; dim < head_dim; dim += step) {
-      turn_keys(kFormat, step == 32, cache, keys, head_dim, start, dim, rows);
-      if (step == 32) {
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) {
-          const f32x16 even = low_bfloat16(rows[i]), odd = high_bfloat16(rows[i]);
-#pragma GCC unroll 6
-          for (int r = 0; r < R; ++r) {
-            const float* query = queries[r] + dim + 2 * i;
-            sums[r] = fma(splat(query[1]), odd, fma(splat(query[0]), even, sums[r]));
-          }
-        }
-        continue;
-      }
-      const int64_t count = std::min<int64_t>(kLanes, head_dim - dim);
-      for (int64_t i = 0; i < count; ++i) {
-#pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) sums[r] = fma(splat(queries[r][dim + i]), rows[i], sums[r]);
-      }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) store(scores[r] + start, sums[r]);
-  }
-}
-
-// Dimensions [dim, dim + 16 V) of values, weighted, into the sums of R rows.
-template <CacheFormat kFormat, int R, int V>
-QUIRE_INLINE void add_value_columns(const Cache& cache, const BlockKeys& keys, int64_t head_dim, int64_t dim,
-                                    const float* const* weights, float* const* out) {
-  f32x16 sums[R][V];
-#pragma GCC unroll 6
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sums[r][v] = load<f32x16>(out[r] + dim + v * kLanes);
-  }
-  for (int64_t key = keys.first; key < keys.end; ++key) {
-    f32x16 columns[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      columns[v] = read_cache(kFormat, cache, keys.index[key], head_dim, dim + v * kLanes);
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-      const f32x16 weight = splat(weights[r][key]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sums[r][v] = fma(weight, columns[v], sums[r][v]);
-    }
-  }
-#pragma GCC unroll 6
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(out[r] + dim + v * kLanes, sums[r][v]);
-  }
-}
-
-template <CacheFormat kFormat, int R>
-void add_values(const Cache& cache, const BlockKeys& keys, int64_t head_dim, const float* const* weights,
-                float* const* out) {
-  int64_t dim = 0;
-  for (; dim + kPanelVectors * kLanes <= head_dim; dim += kPanelVectors * kLanes) {
-    add_value_columns<kFormat, R, kPanelVectors>(cache, keys, head_dim, dim, weights, out);
-  }
-  for (; dim < head_dim; dim += kLanes) add_value_columns<kFormat, R, 1>(cache, keys, head_dim, dim, weights, out);
-}
-
-// What is done with the keys and with the values of a block, for one format and number of rows.
-struct FewRows {
-  void (*score)(const Cache& cache, const BlockKeys& keys, int64_t head_dim, const float* const* queries,
-                float* const* scores);
-  void (*add)(const Cache& cache, const BlockKeys& keys, int64_t head_dim, const float* const* weights,
-              float* const* out);
+// Some rows of a tile and the part of a block that they see, in vectors of 16 keys.
+struct RowGroup {
+  int64_t first_row;
+  int num_rows;
+  int begin;  // keys of the block that some row sees
+  int end;
+  int first_vector;
+  int end_vector;
 };
 
-template <CacheFormat kFormat>
-FewRows few_rows_of(int64_t count) {
-  switch (count) {
-    case 1: return {score_rows<kFormat, 1>, add_values<kFormat, 1>};
-    case 2: return {score_rows<kFormat, 2>, add_values<kFormat, 2>};
-    case 3: return {score_rows<kFormat, 3>, add_values<kFormat, 3>};
-#if defined(__AVX512F__)
-    case 5: return {score_rows<kFormat, 5>, add_values<kFormat, 5>};
-    case 6: return {score_rows<kFormat, 6>, add_values<kFormat, 6>};
-#endif
-    default: return {score_rows<kFormat, 4>, add_values<kFormat, 4>};
+// ---- scores ----
+
+// Scores that a row does not see become -infinity.
+inline void mask_scores(const TileWork& work, const KeyBlock& block, const RowGroup& group, float* scores) {
+  const i32x16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const int64_t last_position = work.position(group.first_row + group.num_rows - 1);
+  const bool sees_first = work.task.first_key(last_position) <= block.first_position + group.first_vector * kLanes;
+  const bool sees_last = work.position(group.first_row) + 1 >= block.first_position + group.end_vector * kLanes;
+  if (sees_first && sees_last) return;
+  for (int r = 0; r < group.num_rows; ++r) {
+    const int64_t position = work.position(group.first_row + r);
+    const int64_t first = std::max<int64_t>(0, work.task.first_key(position) - block.first_position);
+    const i32x16 begin = splat(static_cast<int32_t>(std::min<int64_t>(first, kBlockKeys)));
+    const i32x16 last = splat(static_cast<int32_t>(std::min<int64_t>(position - block.first_position, kBlockKeys)));
+    for (int v = group.first_vector; v < group.end_vector; ++v) {
+      float* place = scores + r * kBlockKeys + v * kLanes;
+      const i32x16 key = lanes + v * kLanes;
+      store(place, key >= begin && key <= last ? load<f32x16>(place) : splat(-INFINITY));
+    }
   }
 }
 
-inline FewRows few_rows(CacheFormat format, int64_t count) {
-  switch (format) {
-    case CacheFormat::kFloat32: return few_rows_of<CacheFormat::kFloat32>(count);
-    case CacheFormat::kBfloat16: return few_rows_of<CacheFormat::kBfloat16>(count);
-    case CacheFormat::kFloat16: return few_rows_of<CacheFormat::kFloat16>(count);
-    default: return few_rows_of<CacheFormat::kInt8>(count);
+inline void multiply_columns(const RowGroup& group, const float* factors, float* scores) {
+  for (int r = 0; r < group.num_rows; ++r) {
+    for (int v = group.first_vector; v < group.end_vector; ++v) {
+      float* place = scores + r * kBlockKeys + v * kLanes;
+      store(place, load<f32x16>(place) * load<f32x16>(factors + v * kLanes));
+    }
+  }
+}
+
+inline void cap_scores(const RowGroup& group, float cap, float* scores) {
+  for (int r = 0; r < group.num_rows; ++r) {
+    for (int v = group.first_vector; v < group.end_vector; ++v) {
+      float* place = scores + r * kBlockKeys + v * kLanes;
+      store(place, cap * tanh(load<f32x16>(place) / cap));
+    }
+  }
+}
+
+inline void score_keys(const TileWork& work, const RowPanels& panels, const RowGroup& group, float* scores) {
+  constexpr int kWide = kPanelRegisters * kRegisterLanes;
+  const float* query = work.query + group.first_row * work.task.head_dim;
+  const int end = group.end_vector * kLanes;
+  int key = group.first_vector * kLanes;
+  for (; key + kWide <= end; key += kWide) panels.wide_score(query, work.task.head_dim, work.keys + key, scores + key);
+  for (; key < end; key += kRegisterLanes) {
+    panels.narrow_score(query, work.task.head_dim, work.keys + key, scores + key);
   }
 }
 
 // ---- softmax ----
 
-// Scores of a row in a block become weights, its running best, total and values are rescaled. `seen` are the block's
-// keys that it sees.
-inline void weigh_scores(const AttentionTask& task, float* scores, Span seen, PartialAttention* row, int64_t width) {
-  f32x16 tops = splat(-INFINITY);
-  f32x16 parts[kBlockKeys / kLanes];
-  for (int64_t v = 0; v < kBlockKeys / kLanes; ++v) {
-    parts[v] = load<f32x16>(scores + v * kLanes) * task.scale;
-    if (task.soft_cap > 0.0f) parts[v] = tanh(parts[v] / task.soft_cap) * task.soft_cap;
-    if (seen.begin > v * kLanes || seen.end < (v + 1) * kLanes) {
-      parts[v] = keep_lanes(parts[v], seen.begin - v * kLanes, seen.end - v * kLanes, -INFINITY);
+// Scores become weights, relative to the best score of each row so far; `old` are the factors of what was summed up
+// before. Never inlined: all callers share one compiled copy, and with it one rounding.
+__attribute__((noinline)) inline void weigh_scores(const RowGroup& group, float* scores, float* best, float* totals,
+                                                   float* old) {
+  constexpr int kParts = kLanes / kRegisterLanes;
+  alignas(64) float drops[kLanes] = {};
+  float* row_totals = scores + kMaxPanelRows * kBlockKeys;
+  for (int r = 0; r < group.num_rows; ++r) {
+    float* row = scores + r * kBlockKeys;
+    Floats tops = broadcast(best[r]);
+    for (int key = group.first_vector * kLanes; key < group.end_vector * kLanes; key += kRegisterLanes) {
+      const Floats score = load<Floats>(row + key);
+      tops = score > tops ? score : tops;
     }
-    tops = max(parts[v], tops);
-  }
-  const float top = largest(tops), best = top > row->best ? top : row->best;
-  f32x16 sums{};
-  for (int64_t v = 0; v < kBlockKeys / kLanes; ++v) {
-    parts[v] = exp(parts[v] - best);
-    store(scores + v * kLanes, parts[v]);
-    sums += parts[v];
-  }
-  if (best > row->best) {
-    const float factor = first_lane(exp(splat(row->best - best)));
-    row->total *= factor;
-    for (int64_t i = 0; i < width; i += kLanes) {
-      store(row->values() + i, load<f32x16>(row->values() + i) * factor);
+    const float top = largest_in_register(tops);
+    // -infinity minus itself is no number; e^(-infinity - 0) is 0, as it should be where nothing was seen yet.
+    const float base = top == -INFINITY ? 0.0f : top;
+    drops[r] = best[r] - base;
+    best[r] = top;
+    Floats total[kParts] = {};
+    for (int key = group.first_vector * kLanes; key < group.end_vector * kLanes; key += kLanes) {
+#pragma GCC unroll 4
+      for (int part = 0; part < kParts; ++part) {
+        float* place = row + key + part * kRegisterLanes;
+        const Floats weight = exp_in_register(load<Floats>(place) - base);
+        store(place, weight);
+        total[part] += weight;
+      }
     }
-    row->best = best;
+    store(row_totals + r * kLanes, load<f32x16>(total));
   }
-  row->total += sum(sums);
-}
-
-// Adds `part` to `whole`, which may be empty; both have `width` values.
-inline void merge_partial(const PartialAttention& part, int64_t width, PartialAttention* whole) {
-  if (part.total == 0.0f) return;
-  const float best = part.best > whole->best ? part.best : whole->best;
-  const f32x16 factors = exp(load_some(&whole->best, 1) - best), others = exp(load_some(&part.best, 1) - best);
-  const float factor = whole->total == 0.0f ? 0.0f : first_lane(factors), other = first_lane(others);
-  for (int64_t i = 0; i < width; i += kLanes) {
-    const int count = static_cast<int>(std::min<int64_t>(kLanes, width - i));
-    const f32x16 sums = load_some(whole->values() + i, count) * factor;
-    store_some(whole->values() + i, fma(load_some(part.values() + i, count), splat(other), sums), count);
+  store(drops, exp(load<f32x16>(drops)));
+  for (int r = 0; r < group.num_rows; ++r) {
+    old[r] = drops[r];
+    for (int i = 0; i < kLanes; i += kRegisterLanes) {
+      float* place = totals + r * kLanes + i;
+      store(place, multiply_add(load<Floats>(place), broadcast(drops[r]), load<Floats>(row_totals + r * kLanes + i)));
+    }
   }
-  whole->total = whole->total * factor + part.total * other;
-  whole->best = best;
 }
 
-inline void clear_partial(PartialAttention* row, int64_t width) {
-  row->best = -INFINITY;
-  row->total = 0.0f;
-  std::fill_n(row->values(), width, 0.0f);
-}
+// ---- values ----
 
-// ---- tiles ----
-
-// A tile's rows and the memory for them. A row's partial result has its values in whole vectors.
-struct TileMemory {
-  int64_t num_rows;
-  int64_t width;  // head_dim in whole vectors
-  int64_t partial_stride;
-  float* keys;      // [head_dim][64]
-  float* values;    // [64][width]
-  float* scores;    // [rows][64]
-  uint8_t* splits;  // partial results of a split, by row
-  uint8_t* wholes;  // and of all splits so far
-
-  PartialAttention* split(int64_t row) const {
-    return reinterpret_cast<PartialAttention*>(splits + row * partial_stride);
+inline void add_values(const TileWork& work, const RowPanels& panels, const RowGroup& group,
+                       const uint8_t* const* rows, const float* weights, const float* old, float* sums) {
+  constexpr int kWide = kPanelRegisters * kRegisterLanes;
+  const ValueRows values{rows, group.begin, group.end};
+  int64_t column = 0;
+  for (; column + kWide <= work.width; column += kWide) {
+    panels.wide_value(weights, values, column, old, sums, work.width);
   }
-  PartialAttention* whole(int64_t row) const {
-    return reinterpret_cast<PartialAttention*>(wholes + row * partial_stride);
+  for (; column < work.width; column += kRegisterLanes) {
+    panels.narrow_value(weights, values, column, old, sums, work.width);
   }
-};
-
-inline TileMemory lay_out_tile(const AttentionTask& task, int64_t num_rows, Scratch& scratch) {
-  TileMemory memory;
-  memory.num_rows = num_rows;
-  memory.width = divide_up(task.head_dim, kLanes) * kLanes;
-  memory.partial_stride = partial_bytes(memory.width);
-  const int64_t num_floats = (task.head_dim + num_rows) * kBlockKeys + kBlockKeys * memory.width;
-  scratch.memory.reserve(static_cast<size_t>(num_floats * static_cast<int64_t>(sizeof(float)) +
-                                             2 * num_rows * memory.partial_stride));
-  scratch.owner = nullptr;
-  memory.keys = scratch.memory.as<float>();
-  memory.values = memory.keys + task.head_dim * kBlockKeys;
-  memory.scores = memory.values + kBlockKeys * memory.width;
-  memory.splits = reinterpret_cast<uint8_t*>(memory.scores + num_rows * kBlockKeys);
-  memory.wholes = memory.splits + num_rows * memory.partial_stride;
-  return memory;
 }
 
-// The positions that the query of a row sees.
-inline Span seen_by(const AttentionTask& task, const AttentionTile& tile, int64_t row) {
-  const int64_t position = tile.first_position + row / task.group_size();
-  return {task.sliding_window > 0 ? std::max<int64_t>(0, position + 1 - task.sliding_window) : 0, position + 1};
+// ---- blocks and segments ----
+
+inline RowGroup group_of(const TileWork& work, const KeyBlock& block, int64_t first_row) {
+  RowGroup group;
+  group.first_row = first_row;
+  group.num_rows = static_cast<int>(std::min(work.panel_rows, work.num_rows - first_row));
+  const int64_t begin = work.task.first_key(work.position(first_row)) - block.first_position;
+  const int64_t end = work.position(first_row + group.num_rows - 1) + 1 - block.first_position;
+  group.begin = static_cast<int>(std::max<int64_t>(0, begin));
+  group.end = static_cast<int>(std::min<int64_t>(kBlockKeys, end));
+  group.first_vector = group.begin / kLanes;
+  group.end_vector = (group.end + kLanes - 1) / kLanes;
+  return group;
 }
 
-inline const float* query_of(const AttentionTask& task, const AttentionTile& tile, const float* query, int64_t row) {
-  const int64_t group = task.group_size();
-  const int64_t token = tile.first_row + row / group, head = tile.kv_head * group + row % group;
-  return query + (token * task.num_heads + head) * task.head_dim;
+// What becomes of scores, however they were worked out.
+inline void finish_group(const TileWork& work, const RowPanels& panels, const KeyBlock& block, const RowGroup& group,
+                         const uint8_t* const* values, const AttentionPartial& partial, float* scores) {
+  float old[kMaxPanelRows];
+  const bool has_scales = work.inputs.cache_format == CacheFormat::kInt8;
+  if (has_scales) multiply_columns(group, block.key_scales, scores);
+  if (work.task.soft_cap > 0.0f) cap_scores(group, work.task.soft_cap, scores);
+  mask_scores(work, block, group, scores);
+  weigh_scores(group, scores, partial.best + group.first_row, work.totals + group.first_row * kLanes, old);
+  if (has_scales) multiply_columns(group, block.value_scales, scores);
+  add_values(work, panels, group, values, scores, old, partial.sums + group.first_row * work.width);
 }
 
-// A block of keys and values: in the tile's memory, or where a tile has few rows in the cache.
-struct Block {
-  int64_t start;  // position of its first key
-  BlockKeys keys;
-  bool is_in_memory;
-};
+constexpr int kScoreFloats = kMaxPanelRows * (kBlockKeys + kLanes);
 
-// Adds a block to the rows [begin, end) of a tile, at most kPanelRows.
-inline void attend_block_rows(const AttentionTask& task, const AttentionTile& tile, CacheFormat format,
-                              const LayerCache& cache, const TileMemory& memory, const float* query,
-                              const Block& block, int64_t begin, int64_t end) {
-  const float* queries[kPanelRows];
-  float* scores[kPanelRows];
-  float* sums[kPanelRows];
-  Span inside[kPanelRows];
-  PartialAttention* partials[kPanelRows];
-  int64_t count = 0, last_key = 0;
-  for (int64_t row = begin; row < end; ++row) {
-    const Span seen = seen_by(task, tile, row);
-    inside[count] = {std::max<int64_t>(0, seen.begin - block.start), std::min(kBlockKeys, seen.end - block.start)};
-    if (inside[count].begin >= inside[count].end) continue;
-    last_key = std::max(last_key, inside[count].end);
-    queries[count] = query_of(task, tile, query, row);
-    scores[count] = memory.scores + row * kBlockKeys;
-    partials[count] = memory.split(row);
-    sums[count] = partials[count]->values();
-    ++count;
+// Many rows: keys and values are made ready in scratch memory.
+template <CacheFormat kFormat>
+inline void attend_block(const TileWork& work, const KeyBlock& block, const AttentionPartial& partial) {
+  alignas(64) float scores[kScoreFloats];
+  const uint8_t* values[kBlockKeys];
+  for (int key = block.begin / kLanes * kLanes; key < block.end; key += kLanes) {
+    transpose_keys<kFormat>(block, work.task.head_dim, key, work.keys);
   }
-  if (count == 0) return;
-  const FewRows direct = few_rows(format, count);
-  if (block.is_in_memory) {
-    multiply_rows(count, queries, task.head_dim, memory.keys, kBlockKeys, scores, divide_up(block.keys.end, kLanes),
-                  false);
+  copy_values<kFormat>(block, work.task.head_dim, work.width, work.values);
+  for (int key = 0; key < kBlockKeys; ++key) {
+    values[key] = reinterpret_cast<const uint8_t*>(work.values + key * work.width);
+  }
+  for (int64_t row = 0; row < work.num_rows; row += work.panel_rows) {
+    const RowGroup group = group_of(work, block, row);
+    if (group.begin >= group.end) continue;
+    const RowPanels& panels = kPanels<CacheFormat::kFloat32>[group.num_rows - 1];
+    score_keys(work, panels, group, scores);
+    finish_group(work, panels, block, group, values, partial, scores);
+  }
+}
+
+// So few rows that they are worked on together: keys come straight from the cache, and values where whole registers
+// end with the vectors. Meanwhile the next block is fetched.
+template <CacheFormat kFormat>
+inline void attend_block_directly(const TileWork& work, const KeyBlock& block, const KeyBlock& next,
+                                  const AttentionPartial& partial) {
+  alignas(64) float scores[kScoreFloats];
+  const int64_t vector_bytes = work.task.head_dim * kNumberBytes<kFormat>;
+  const RowGroup group = group_of(work, block, 0);
+  const RowPanels& panels = kPanels<kFormat>[group.num_rows - 1];
+  for (int key = group.first_vector * kLanes; key < group.end_vector * kLanes; key += kRegisterLanes) {
+    prefetch_vectors(next.keys + key, kRegisterLanes, vector_bytes);
+    prefetch_vectors(next.values + key, kRegisterLanes, vector_bytes);
+    panels.cached_score(work.query, work.task.head_dim, block.keys + key, scores + key);
+  }
+  if (work.task.head_dim == work.width) {
+    finish_group(work, panels, block, group, block.values, partial, scores);
+    return;
+  }
+  const uint8_t* values[kBlockKeys];
+  copy_values<kFormat>(block, work.task.head_dim, work.width, work.values);
+  for (int key = 0; key < kBlockKeys; ++key) {
+    values[key] = reinterpret_cast<const uint8_t*>(work.values + key * work.width);
+  }
+  finish_group(work, kPanels<CacheFormat::kFloat32>[group.num_rows - 1], block, group, values, partial, scores);
+}
+
+template <CacheFormat kFormat>
+inline void attend_block(const TileWork& work, const KeyBlock& block, const KeyBlock& next,
+                         const AttentionPartial& partial) {
+  if (work.num_rows <= kMaxPanelRows) {
+    attend_block_directly<kFormat>(work, block, next, partial);
   } else {
-    direct.score(cache.keys, block.keys, task.head_dim, queries, scores);
-  }
-  for (int64_t i = 0; i < count; ++i) weigh_scores(task, scores[i], inside[i], partials[i], memory.width);
-  if (block.is_in_memory) {
-    multiply_rows(count, scores, last_key, memory.values, memory.width, sums, memory.width / kLanes, true);
-  } else {
-    direct.add(cache.values, block.keys, task.head_dim, scores, sums);
+    attend_block<kFormat>(work, block, partial);
   }
 }
 
-// One split for all rows of a tile, into their partial results.
-inline void attend_split_rows(const AttentionTask& task, const AttentionTile& tile, const StepInputs& inputs,
-                              const LayerCache& cache, const float* query, int64_t split, const TileMemory& memory) {
-  for (int64_t row = 0; row < memory.num_rows; ++row) clear_partial(memory.split(row), memory.width);
-  const int64_t begin = std::max(seen_by(task, tile, 0).begin, split * kAttentionSplitKeys);
-  const int64_t end = std::min(seen_by(task, tile, memory.num_rows - 1).end, (split + 1) * kAttentionSplitKeys);
-  int64_t start = begin / kBlockKeys * kBlockKeys;
-  if (start >= end) return;
-  const bool has_few_rows = memory.num_rows <= kPanelRows;
-  BlockKeys next = find_keys(task, tile, inputs, start, begin, end);
-  for (; start < end; start += kBlockKeys) {
-    const Block block{start, next, !has_few_rows};
-    if (start + kBlockKeys < end) {
-      next = find_keys(task, tile, inputs, start + kBlockKeys, begin, end);
-      prefetch_keys(task, inputs.cache_format, cache, next);
+inline void attend_block(const TileWork& work, const KeyBlock& block, const KeyBlock& next,
+                         const AttentionPartial& partial) {
+  switch (work.inputs.cache_format) {
+    case CacheFormat::kFloat32: return attend_block<CacheFormat::kFloat32>(work, block, next, partial);
+    case CacheFormat::kBfloat16: return attend_block<CacheFormat::kBfloat16>(work, block, next, partial);
+    case CacheFormat::kFloat16: return attend_block<CacheFormat::kFloat16>(work, block, next, partial);
+    case CacheFormat::kInt8: return attend_block<CacheFormat::kInt8>(work, block, next, partial);
+  }
+}
+
+inline void attend_keys(const TileWork& work, int64_t segment, const AttentionPartial& partial) {
+  const int64_t first_key = std::max(segment * kSegmentKeys, work.task.first_key(work.tile.first_position));
+  const int64_t end = std::min((segment + 1) * kSegmentKeys, work.tile.end_position());
+  std::fill_n(partial.sums, work.num_rows * work.width, 0.0f);
+  std::fill_n(partial.best, work.num_rows, -INFINITY);
+  std::fill_n(work.totals, work.num_rows * kLanes, 0.0f);
+  KeyBlock blocks[2];
+  int current = 0;
+  int64_t first = first_key / kBlockKeys * kBlockKeys;
+  find_block(work.task, work.tile, work.inputs, work.cache, first, &blocks[current]);
+  for (; first < end; first += kBlockKeys, current = 1 - current) {
+    // The last block has itself for the next one.
+    const int next = first + kBlockKeys < end ? 1 - current : current;
+    if (next != current) {
+      find_block(work.task, work.tile, work.inputs, work.cache, first + kBlockKeys, &blocks[next]);
     }
-    if (block.is_in_memory) {
-      load_keys(task, inputs.cache_format, cache.keys, block.keys, memory.keys);
-      load_values(task, inputs.cache_format, cache.values, block.keys, memory.width, memory.values);
-    }
-    for (int64_t row = 0; row < memory.num_rows; row += kPanelRows) {
-      attend_block_rows(task, tile, inputs.cache_format, cache, memory, query, block, row,
-                        std::min<int64_t>(row + kPanelRows, memory.num_rows));
+    attend_block(work, blocks[current], blocks[next], partial);
+  }
+  for (int64_t row = 0; row < work.num_rows; ++row) partial.totals[row] = sum(load<f32x16>(work.totals + row * kLanes));
+}
+
+// Adds the next segment to those before it.
+__attribute__((noinline)) inline void merge_partial(const AttentionPartial& merged, const AttentionPartial& next,
+                                                    int64_t num_rows, int64_t width) {
+  for (int64_t row = 0; row < num_rows; ++row) {
+    const float top = std::max(merged.best[row], next.best[row]);
+    const float base = top == -INFINITY ? 0.0f : top;
+    const float old = exp(splat(merged.best[row] - base))[0], fresh = exp(splat(next.best[row] - base))[0];
+    merged.best[row] = top;
+    merged.totals[row] = merged.totals[row] * old + next.totals[row] * fresh;
+    for (int64_t i = row * width; i < (row + 1) * width; i += kLanes) {
+      const f32x16 kept = load<f32x16>(merged.sums + i) * old;
+      store(merged.sums + i, fma(load<f32x16>(next.sums + i), splat(fresh), kept));
     }
   }
 }
 
-inline void write_attended(const PartialAttention& row, int64_t head_dim, float* out) {
-  const float inverse = 1.0f / row.total;
-  for (int64_t i = 0; i < head_dim; i += kLanes) {
-    const int count = static_cast<int>(std::min<int64_t>(kLanes, head_dim - i));
-    store_some(out + i, load_some(row.values() + i, count) * inverse, count);
+inline void write_rows(const AttentionTask& task, const AttentionTile& tile, const AttentionPartial& partial,
+                       float* out) {
+  const int64_t size = task.head_dim, width = padded_width(size), group_size = task.group_size();
+  for (int64_t row = 0; row < tile.num_queries * group_size; ++row) {
+    const int64_t token = tile.first_row + row / group_size;
+    float* place = out + (token * task.num_heads + tile.kv_head * group_size + row % group_size) * size;
+    const float inverse = 1.0f / partial.totals[row];
+    for (int64_t i = 0; i < size; ++i) {
+      const float number = partial.sums[row * width + i] * inverse;
+      place[i] = number == 0.0f ? 0.0f : number;
+    }
   }
+}
+
+inline void attend_segment(const AttentionTask& task, const AttentionTile& tile, int64_t segment,
+                           const StepInputs& inputs, const LayerCache& cache, const float* query, float* partial,
+                           Scratch& scratch) {
+  const TileWork work = make_work(task, tile, inputs, cache, query, scratch);
+  attend_keys(work, segment, AttentionPartial(partial, work.num_rows, work.width));
+}
+
+inline void merge_segments(const AttentionTask& task, const AttentionTile& tile, float* partials, int64_t stride,
+                           int64_t num_segments, float* out) {
+  const int64_t rows = tile.num_queries * task.group_size(), width = padded_width(task.head_dim);
+  const AttentionPartial merged(partials, rows, width);
+  for (int64_t i = 1; i < num_segments; ++i) {
+    merge_partial(merged, AttentionPartial(partials + i * stride, rows, width), rows, width);
+  }
+  write_rows(task, tile, merged, out);
 }
 
 inline void attend_tile(const AttentionTask& task, const AttentionTile& tile, const StepInputs& inputs,
                         const LayerCache& cache, const float* query, float* out, Scratch& scratch) {
-  const TileMemory memory = lay_out_tile(task, tile.num_queries * task.group_size(), scratch);
-  const int64_t first = seen_by(task, tile, 0).begin / kAttentionSplitKeys;
-  const int64_t last = (seen_by(task, tile, memory.num_rows - 1).end - 1) / kAttentionSplitKeys;
-  for (int64_t row = 0; row < memory.num_rows; ++row) clear_partial(memory.whole(row), memory.width);
-  for (int64_t split = first; split <= last; ++split) {
-    attend_split_rows(task, tile, inputs, cache, query, split, memory);
-    for (int64_t row = 0; row < memory.num_rows; ++row) {
-      merge_partial(*memory.split(row), memory.width, memory.whole(row));
-    }
+  const TileWork work = make_work(task, tile, inputs, cache, query, scratch);
+  const int64_t first = task.first_key(tile.first_position) / kSegmentKeys;
+  const int64_t end = divide_up(tile.end_position(), kSegmentKeys);
+  for (int64_t segment = first; segment < end; ++segment) {
+    attend_keys(work, segment, work.partial(segment > first));
+    if (segment > first) merge_partial(work.partial(0), work.partial(1), work.num_rows, work.width);
   }
-  for (int64_t row = 0; row < memory.num_rows; ++row) {
-    const int64_t offset = query_of(task, tile, query, row) - query;
-    write_attended(*memory.whole(row), task.head_dim, out + offset);
-  }
-}
-
-inline void attend_split(const AttentionTask& task, const AttentionTile& tile, const StepInputs& inputs,
-                         const LayerCache& cache, const float* query, int64_t split, uint8_t* partials,
-                         Scratch& scratch) {
-  const TileMemory memory = lay_out_tile(task, task.group_size(), scratch);
-  attend_split_rows(task, tile, inputs, cache, query, split, memory);
-  for (int64_t row = 0; row < memory.num_rows; ++row) {
-    std::memcpy(partials + row * partial_bytes(task.head_dim), memory.split(row),
-                static_cast<size_t>(partial_bytes(task.head_dim)));
-  }
-}
-
-inline void merge_splits(const AttentionTask& task, const uint8_t* partials, int64_t stride, int64_t num_splits,
-                         float* out, Scratch& scratch) {
-  scratch.memory.reserve(static_cast<size_t>(partial_bytes(task.head_dim)));
-  scratch.owner = nullptr;
-  PartialAttention* whole = scratch.memory.as<PartialAttention>();
-  clear_partial(whole, task.head_dim);
-  for (int64_t split = 0; split < num_splits; ++split) {
-    merge_partial(*reinterpret_cast<const PartialAttention*>(partials + split * stride), task.head_dim, whole);
-  }
-  write_attended(*whole, task.head_dim, out);
+  write_rows(task, tile, work.partial(0), out);
 }
 
 }  // namespace quire::QUIRE_ISA

@@ -16,47 +16,57 @@ struct AttentionTask {
   float soft_cap = 0.0f;       // 0 for none
 
   int64_t group_size() const { return num_heads / num_kv_heads; }
+
+  // The first position that a query at `position` sees.
+  int64_t first_key(int64_t position) const {
+    return sliding_window > 0 ? std::max<int64_t>(0, position + 1 - sliding_window) : 0;
+  }
 };
 
 // Consecutive queries of one sequence, for one key head and the query heads that share it.
 struct AttentionTile {
   int64_t sequence;
-  int64_t first_row;  // of the flat axis
+  int64_t first_row;       // of the flat axis
   int64_t num_queries;
   int64_t first_position;  // of the first query in its sequence
   int64_t kv_head;
+
+  int64_t end_position() const { return first_position + num_queries; }
 };
 
-// Keys are taken in blocks, and blocks in splits, both counted from a sequence's start: so the order in which a query's
-// sums are built depends on its position alone.
-constexpr int64_t kAttentionBlockKeys = 64;
-constexpr int64_t kAttentionSplitKeys = 1024;
+// Keys are taken in segments of so many positions, whose results are then merged in order. Segments begin at multiples
+// of their size, whoever works on them, so that cutting a context into pieces changes no bit.
+constexpr int64_t kSegmentKeys = 512;
 
-// Attention of a query head over one split, or over several that have been merged: values weighted by
-// exp(score - best), not yet divided by their total. [head_dim] values follow in memory.
-struct PartialAttention {
-  float best;
-  float total;
+// What a tile's rows (query by query, each with its heads) have of one segment: softmax's weights relative to that of
+// the best score, `sums` of the values so weighted, `totals` of the weights. One piece of memory.
+struct AttentionPartial {
+  AttentionPartial(float* memory, int64_t num_rows, int64_t width)
+      : sums(memory), best(memory + num_rows * width), totals(best + num_rows) {}
 
-  float* values() { return reinterpret_cast<float*>(this + 1); }
-  const float* values() const { return reinterpret_cast<const float*>(this + 1); }
+  static int64_t num_floats(int64_t num_rows, int64_t width) { return num_rows * (width + 2); }
+
+  float* sums;    // [rows, width]
+  float* best;    // [rows]
+  float* totals;  // [rows]
 };
 
-inline int64_t partial_bytes(int64_t head_dim) {
-  return static_cast<int64_t>(sizeof(PartialAttention)) + head_dim * static_cast<int64_t>(sizeof(float));
+// Head dims are padded to whole vectors in scratch memory.
+inline int64_t padded_width(int64_t head_dim) {
+  return (head_dim + 15) / 16 * 16;
 }
 
 struct AttentionKernels {
   // Fills in the rows of a tile in `out`; query and out are [T, num_heads * head_dim].
   void (*attend_tile)(const AttentionTask& task, const AttentionTile& tile, const StepInputs& inputs,
                       const LayerCache& cache, const float* query, float* out, Scratch& scratch);
-  // One split of a tile of one query; fills in the partial results of its heads, partial_bytes apart.
-  void (*attend_split)(const AttentionTask& task, const AttentionTile& tile, const StepInputs& inputs,
-                       const LayerCache& cache, const float* query, int64_t split, uint8_t* partials,
-                       Scratch& scratch);
-  // Merges the partial results of a head's splits, `stride` bytes apart, in their order; fills in out [head_dim].
-  void (*merge_splits)(const AttentionTask& task, const uint8_t* partials, int64_t stride, int64_t num_splits,
-                       float* out, Scratch& scratch);
+  // The same in two steps: one segment of a tile, and what `attend_tile` does when it has them all. The partials of
+  // consecutive segments lie `stride` floats apart.
+  void (*attend_segment)(const AttentionTask& task, const AttentionTile& tile, int64_t segment,
+                         const StepInputs& inputs, const LayerCache& cache, const float* query, float* partial,
+                         Scratch& scratch);
+  void (*merge_segments)(const AttentionTask& task, const AttentionTile& tile, float* partials, int64_t stride,
+                         int64_t num_segments, float* out);
 };
 
 }  // namespace quire
