@@ -9,8 +9,10 @@ sees. Caches are cold where they do not fit, as in a model: each run works on th
 import argparse
 import importlib.util
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -19,6 +21,23 @@ FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BLOCK_SIZE = 16
 CACHE_BYTES = 256 << 20
 SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Line:
+    shape: str
+    cache_format: str
+    kind: str
+    batch: int
+    context: int
+
+    def __str__(self) -> str:
+        return f"{self.shape:11} {self.cache_format:8} {self.kind:7} batch {self.batch:2} context {self.context:4}"
+
+
+WORK = (("decode", 1, 256), ("decode", 1, 2048), ("decode", 32, 256), ("decode", 32, 2048))
+WORK += (("prefill", 1, 512), ("prefill", 1, 2048))
+LINES = [Line(shape, cache_format, *work) for shape in SHAPES for cache_format in FORMATS for work in WORK]
 
 
 def main() -> None:
@@ -32,19 +51,9 @@ def main() -> None:
     isa = options.isa or extension.instruction_sets()[0]
     pool = extension.ThreadPool(options.threads)
     print(f"{isa}, {options.threads} threads")
-    for shape in SHAPES:
-        for cache_format in FORMATS:
-            for kind, batch, context in (
-                ("decode", 1, 256),
-                ("decode", 1, 2048),
-                ("decode", 32, 256),
-                ("decode", 32, 2048),
-                ("prefill", 1, 512),
-                ("prefill", 1, 2048),
-            ):
-                name = f"{shape:11} {cache_format:8} {kind:7} batch {batch:2} context {context:4}"
-                if options.only in name:
-                    print(f"{name}  {_measure(extension, pool, isa, shape, cache_format, kind, batch, context)}", flush=True)
+    for line in LINES:
+        if options.only in str(line):
+            print(f"{line}  {_measure(extension, pool, isa, line)}", flush=True)
 
 
 def _load(path: Path | None) -> ModuleType:
@@ -59,15 +68,14 @@ def _load(path: Path | None) -> ModuleType:
     return module
 
 
-def _measure(
-    extension: ModuleType, pool, isa: str, shape: str, cache_format: str, kind: str, batch: int, context: int
-) -> str:
-    num_heads, num_kv_heads, head_dim = SHAPES[shape]
+def _measure(extension: ModuleType, pool: Any, isa: str, line: Line) -> str:
+    num_heads, num_kv_heads, head_dim = SHAPES[line.shape]
+    batch, context = line.batch, line.context
     blocks = batch * -(-context // BLOCK_SIZE)
     cache_shape = (blocks, BLOCK_SIZE, num_kv_heads, head_dim)
-    layer_bytes = 2 * blocks * BLOCK_SIZE * num_kv_heads * head_dim * FORMATS[cache_format].itemsize
+    layer_bytes = 2 * blocks * BLOCK_SIZE * num_kv_heads * head_dim * FORMATS[line.cache_format].itemsize
     num_layers = max(1, min(64, CACHE_BYTES // layer_bytes))
-    caches = [torch.randn(2, *cache_shape).to(FORMATS[cache_format]) for _ in range(num_layers)]
+    caches = [torch.randn(2, *cache_shape).to(FORMATS[line.cache_format]) for _ in range(num_layers)]
     programs = []
     for cache in caches:
         program = extension.StepProgram(pool, isa)
@@ -83,10 +91,10 @@ def _measure(
             soft_cap=0.0,
         )
         program.finish(out, True)
-        program.set_cache_shape(cache_format, blocks, BLOCK_SIZE)
+        program.set_cache_shape(line.cache_format, blocks, BLOCK_SIZE)
         program.add_cache(cache[0].data_ptr(), cache[1].data_ptr(), 0, 0)
         programs.append(program)
-    tokens = 1 if kind == "decode" else context
+    tokens = 1 if line.kind == "decode" else context
     tables = torch.randperm(blocks, dtype=torch.int32).view(batch, -1)
     given = torch.randn(batch * tokens, num_heads * head_dim)
     result = torch.empty_like(given)
@@ -102,23 +110,23 @@ def _measure(
     )
     seconds = _seconds_of_a_run(programs, arguments)
     micros = f"{seconds * 1e6:9.1f} us"
-    if kind == "decode":
+    if line.kind == "decode":
         keys = batch * context * num_kv_heads
         return f"{micros}  {keys / seconds / 1e6:8.1f} Mkeys/s  {layer_bytes / seconds / 1e9:6.1f} GB/s"
     flops = 4 * head_dim * num_heads * batch * context * (context + 1) / 2
     return f"{micros}  {flops / seconds / 1e9:8.1f} GFLOP/s"
 
 
-def _seconds_of_a_run(programs: list, arguments: tuple) -> float:
-    """The median over runs of all layers."""
-    times: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while not times or (time.perf_counter() < end and len(times) < 2000):
+def _seconds_of_a_run(programs: list[Any], arguments: tuple[torch.Tensor, ...]) -> float:
+    """The mean of a round over all layers, of the best round."""
+    best, end = float("inf"), 0.0
+    while not end or time.perf_counter() < end:
+        start = time.perf_counter()
         for program in programs:
-            start = time.perf_counter()
             program.run(*arguments)
-            times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+        best = min(best, (time.perf_counter() - start) / len(programs))
+        end = end or time.perf_counter() + SECONDS
+    return best
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from quire.checkpoint.architecture import ModelArchitecture
 from quire.checkpoint.checkpoint import Checkpoint
 from quire.config.engine import EngineConfig
 from quire.errors import StepFailedError
-from quire.kernels.native import NativeCpu, describe_kernels
+from quire.kernels.native import NativeCpu, describe_kernels, extension
 from quire.kernels.sample import NativeSampler, draw_tokens
 from quire.models.decoder import DecoderModel
 from quire.models.loading.load import load_packed_weights, load_weights
@@ -22,7 +22,7 @@ from quire.types.ids import BlockId, SequenceId, SlotIndex
 from quire.types.plan import NewSequence, StepPlan, StepResult
 from quire.types.sampling import SamplingParams
 from quire.worker import memory
-from quire.worker.cpu_formats import choose_formats, expected_weight_bytes
+from quire.worker.cpu_formats import choose_formats, expected_weight_bytes, is_compiled_for
 from quire.worker.dtype import dtype_name
 from quire.worker.kv_storage import allocate_caches, block_num_bytes
 from quire.worker.memory import MemoryLedger
@@ -152,7 +152,7 @@ class CpuExecutor:
         nodes = nodes_of(usable_cpus())
         if len(nodes) > 1 and interleave_memory(nodes):
             logger.info("memory is spread over the nodes %s", nodes)
-        native = NativeCpu.create(self._num_threads)
+        native = NativeCpu.create(self._num_threads) if is_compiled_for(self.architecture) else None
         self._formats = choose_formats(config, checkpoint)
         kv_dtype = self._formats.kv_cache
         self.memory = self._expect_memory(checkpoint, is_compiled=native is not None)
@@ -179,7 +179,9 @@ class CpuExecutor:
         self._warm_up()
         self._report.end_phase("warm_up")
         logger.info("%s on %d threads, KV cache %s", self.dtype, self._num_threads, dtype_name(kv_dtype))
-        logger.info("CPU kernels: %s", describe_kernels())
+        logger.info(
+            "CPU kernels: %s", describe_kernels() if native or not extension() else "torch, for these head sizes"
+        )
         logger.info("%s", self.memory.table())
 
     def _load(self, model: DecoderModel, checkpoint: Checkpoint, native: NativeCpu | None) -> None:

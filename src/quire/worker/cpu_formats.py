@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from quire.checkpoint.architecture import ModelArchitecture
 from quire.checkpoint.checkpoint import Checkpoint
 from quire.config.engine import EngineConfig
 from quire.errors import ConfigError
@@ -33,6 +34,11 @@ class CpuFormats:
     name: str
 
 
+def is_compiled_for(architecture: ModelArchitecture) -> bool:
+    """Whether there are compiled kernels and they take a model's sizes: heads of 4 to 256 numbers, in fours."""
+    return extension() is not None and architecture.head_dim in range(4, 257, 4)
+
+
 def choose_formats(config: EngineConfig, checkpoint: Checkpoint) -> CpuFormats:
     """Resolves `dtype`, `quantization` and `kv_cache_dtype`.
 
@@ -45,7 +51,7 @@ def choose_formats(config: EngineConfig, checkpoint: Checkpoint) -> CpuFormats:
     """
     model, kv_name = config.model, config.cache.kv_cache_dtype
     check_gguf(config, checkpoint)
-    if extension() is None:
+    if not is_compiled_for(checkpoint.architecture):
         _refuse_without_kernels(config)
         dtype = resolve_dtype(model.dtype, checkpoint)
         return CpuFormats(
@@ -81,7 +87,7 @@ def check_gguf(config: EngineConfig, checkpoint: Checkpoint) -> None:
 
 def matrices_by_format(checkpoint: Checkpoint, formats: CpuFormats) -> dict[str, int]:
     """How many of the checkpoint's matrices are multiplied in each format."""
-    if extension() is None:
+    if not is_compiled_for(checkpoint.architecture):
         return {formats.name: sum(len(tensor.shape) == 2 for tensor in checkpoint.tensors.values())}
     chosen = Counter(
         weight_format(tensor.dtype, formats.weights) for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2

@@ -133,6 +133,8 @@ CASES: dict[str, tuple[Shape, tuple[Part, ...]]] = {
     "mixed, float16": (Shape(cache_format="float16"), MIXED),
     "mixed, int8": (Shape(cache_format="int8"), MIXED),
     "smallest head": (Shape(head_dim=8, group_size=1), MIXED),
+    "head 20": (Shape(head_dim=20), MIXED),
+    "head 4, int8": (Shape(head_dim=4, cache_format="int8"), MIXED),
     "head 24, int8": (Shape(head_dim=24, cache_format="int8"), MIXED),
     "head 40, bfloat16": (Shape(head_dim=40, cache_format="bfloat16"), MIXED),
     "head 64, blocks of 1": (Shape(head_dim=64, block_size=1, group_size=4), MIXED),

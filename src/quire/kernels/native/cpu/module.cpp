@@ -216,6 +216,8 @@ class StepProgram {
   ValueId attend(ValueId query, int64_t layer, int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, float scale,
                  int64_t sliding_window, float soft_cap) {
     check_width(query, num_heads * head_dim);
+    if (head_dim < 4 || head_dim > 256 || head_dim % 4 != 0) throw std::invalid_argument("an unsupported head size");
+    if (num_kv_heads < 1 || num_heads % num_kv_heads != 0) throw std::invalid_argument("groups of unequal size");
     const AttentionTask task{num_heads, num_kv_heads, head_dim, scale, sliding_window, soft_cap};
     const ValueId out = program_.add_value(num_heads * head_dim);
     program_.add(std::make_unique<AttentionInstruction>(task, layer, query, out));

@@ -63,10 +63,11 @@ inline void find_block(const AttentionTask& task, const AttentionTile& tile, con
   }
 }
 
+// Into the second cache: in a model the vectors come from far, and the first has few places for lines under way.
 inline void prefetch_vectors(const uint8_t* const* vectors, int count, int64_t vector_bytes) {
   for (int i = 0; i < count; ++i) {
     for (int64_t byte = 0; byte < vector_bytes; byte += static_cast<int64_t>(kCacheLine)) {
-      __builtin_prefetch(vectors[i] + byte);
+      __builtin_prefetch(vectors[i] + byte, 0, 2);
     }
   }
 }
@@ -147,16 +148,15 @@ inline void transpose_keys(const KeyBlock& block, int64_t head_dim, int first_ke
   }
 }
 
-// The last 8 numbers of a vector whose length is no multiple of 16, and 8 zeros behind them.
+// What is left of a vector behind its whole registers, and zeros up to `width`.
 template <CacheFormat kFormat>
-inline void copy_last_values(const uint8_t* vector, int64_t head_dim, float* out) {
+inline void copy_last_values(const uint8_t* vector, int64_t whole, int64_t head_dim, int64_t width, float* out) {
   constexpr int kBytes = kNumberBytes<kFormat>;
-  std::memset(out + head_dim, 0, 8 * sizeof(float));
-  if constexpr (kRegisterLanes > 8) {
-    uint8_t numbers[kRegisterLanes * kBytes] = {};
-    std::memcpy(numbers, vector + (head_dim - 8) * kBytes, 8 * kBytes);
-    store(out + head_dim - 8, load_numbers<kFormat>(numbers));
-  }
+  std::memset(out + whole, 0, static_cast<size_t>(width - whole) * sizeof(float));
+  if (whole == head_dim) return;
+  uint8_t numbers[kRegisterLanes * kBytes] = {};
+  std::memcpy(numbers, vector + whole * kBytes, static_cast<size_t>((head_dim - whole) * kBytes));
+  store(out + whole, load_numbers<kFormat>(numbers));
 }
 
 // The values of a block into out [kBlockKeys, width], zeros behind head_dim.
@@ -169,7 +169,7 @@ inline void copy_values(const KeyBlock& block, int64_t head_dim, int64_t width, 
     for (int64_t i = 0; i < whole; i += kRegisterLanes) {
       store(place + i, load_numbers<kFormat>(block.values[key] + i * kBytes));
     }
-    if (head_dim < width) copy_last_values<kFormat>(block.values[key], head_dim, place);
+    if (whole < width) copy_last_values<kFormat>(block.values[key], whole, head_dim, width, place);
   }
 }
 

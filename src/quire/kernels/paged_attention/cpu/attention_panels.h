@@ -126,7 +126,8 @@ struct RowPanels {
 };
 
 template <CacheFormat kFormat, int kRows>
-constexpr RowPanels kRowPanels = {score_cached_keys<kFormat, kRows>, score_panel<kRows, 1>, score_panel<kRows, kPanelRegisters>,
+constexpr RowPanels kRowPanels = {score_cached_keys<kFormat, kRows>, score_panel<kRows, 1>,
+                                  score_panel<kRows, kPanelRegisters>,
                                   value_panel<kFormat, kRows, 1>, value_panel<kFormat, kRows, kPanelRegisters>};
 
 template <CacheFormat kFormat>
