@@ -64,9 +64,10 @@ void ThreadPool::serve(int thread) {
   while (true) {
     for (int spins = 0; spins < kSpinsBeforeSleep && epoch_.load(std::memory_order_acquire) == seen; ++spins) pause();
     epoch_.wait(seen);
-    if (is_closing_) return;
     num_inside_.fetch_add(1);
     seen = epoch_.load();
+    // Asked after the epoch is read: the epoch of the end is the last one, nobody would wake who waits behind it.
+    if (is_closing_) return;
     work_on(seen, *scratches_[static_cast<size_t>(thread)]);
     num_inside_.fetch_sub(1);
   }
