@@ -9,7 +9,7 @@ from quire.errors import ConfigError
 logger = logging.getLogger("quire.config")
 
 # (sequences, tokens) of a step. Offline use is after throughput, a server also after short steps.
-OFFLINE_LIMITS = {"cpu": (256, 4096), "cuda": (1024, 16384)}
+OFFLINE_LIMITS = {"cpu": (256, 1024), "cuda": (1024, 16384)}
 SERVER_LIMITS = {"cpu": (128, 2048), "cuda": (512, 1536)}
 
 CUDA_BLOCK_SIZES = (16, 32, 64)

@@ -88,7 +88,7 @@ def test_resolve_makes_a_new_object() -> None:
     assert config.model.max_model_len is None
     assert resolved.model.max_model_len == 8192
     assert resolved.scheduler.max_num_seqs == 256
-    assert resolved.scheduler.max_num_batched_tokens == 4096
+    assert resolved.scheduler.max_num_batched_tokens == 1024
     assert resolved.device.device == "cpu"
     with pytest.raises(FrozenInstanceError):
         resolved.device.device = "cuda"  # type: ignore[misc]

@@ -59,6 +59,7 @@ class NativePacking:
     wanted: str = STORED
     num_bytes: Counter[str] = field(default_factory=Counter)
     converted: Counter[str] = field(default_factory=Counter)
+    _floats: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def pack(
         self,
@@ -86,7 +87,7 @@ class NativePacking:
             if chosen == stored:
                 packer.write_stored(read(transfer))
             else:
-                _write_floats(packer, read(transfer), stored, shape[1], dequantizer)
+                self._write_floats(packer, read(transfer), stored, shape[1], dequantizer)
             if self.wanted == STORED and chosen == _CONVERTED and stored != _CONVERTED:
                 self.converted[stored] += 1
         return self._counted(packer.finish())
@@ -110,12 +111,15 @@ class NativePacking:
             self.num_bytes[name] += weight.num_bytes * num_rows // weight.out_features
         return weight
 
-
-def _write_floats(packer: WeightPacker, rows: Tensor, stored: str, in_features: int, dequantizer: Dequantizer) -> None:
-    """Converts piece by piece, so that memory does not grow with the tensor."""
-    step = max(_GROUP_ROWS, _PIECE_VALUES // in_features // _GROUP_ROWS * _GROUP_ROWS)
-    for first in range(0, len(rows), step):
-        piece = rows[first : first + step]
-        floats = torch.empty(len(piece), in_features)
-        dequantizer.write(piece, stored, floats)
-        packer.write_floats(first, floats)
+    def _write_floats(
+        self, packer: WeightPacker, rows: Tensor, stored: str, in_features: int, dequantizer: Dequantizer
+    ) -> None:
+        """Converts piece by piece in one buffer: pieces between the weights would leave holes in the heap."""
+        step = max(_GROUP_ROWS, _PIECE_VALUES // in_features // _GROUP_ROWS * _GROUP_ROWS)
+        if len(self._floats) < step * in_features:
+            self._floats = torch.empty(step * in_features)
+        for first in range(0, len(rows), step):
+            piece = rows[first : first + step]
+            floats = self._floats[: len(piece) * in_features].view(len(piece), in_features)
+            dequantizer.write(piece, stored, floats)
+            packer.write_floats(first, floats)
