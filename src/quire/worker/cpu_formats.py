@@ -1,5 +1,6 @@
 """Which number formats a model has on a CPU: weights, activations, keys and values."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -7,12 +8,20 @@ import torch
 
 from quire.checkpoint.architecture import ModelArchitecture
 from quire.checkpoint.checkpoint import Checkpoint
+from quire.checkpoint.tensor_entry import TensorEntry
 from quire.config.engine import EngineConfig
 from quire.errors import ConfigError
 from quire.kernels.linear.native import FLOAT_FORMATS
 from quire.kernels.native import MISSING_HINT, extension
 from quire.models.loading.native_packing import STORED, weight_format
-from quire.worker.dtype import DTYPES_BY_NAME, dtype_name, prevailing_format, resolve_dtype, resolve_kv_cache_dtype
+from quire.worker.dtype import (
+    DTYPES_BY_NAME,
+    check_quantization,
+    dtype_name,
+    prevailing_format,
+    resolve_dtype,
+    resolve_kv_cache_dtype,
+)
 
 _GGUF_FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -50,9 +59,9 @@ def choose_formats(config: EngineConfig, checkpoint: Checkpoint) -> CpuFormats:
         ConfigError: Formats that need compiled kernels where there are none, or that contradict each other.
     """
     model, kv_name = config.model, config.cache.kv_cache_dtype
-    check_gguf(config, checkpoint)
+    check_quantization(model.quantization, checkpoint)
     if not is_compiled_for(checkpoint.architecture):
-        _refuse_without_kernels(config)
+        _refuse_without_kernels(config, checkpoint.architecture)
         dtype = resolve_dtype(model.dtype, checkpoint)
         return CpuFormats(
             activations=dtype,
@@ -75,16 +84,6 @@ def choose_formats(config: EngineConfig, checkpoint: Checkpoint) -> CpuFormats:
     return CpuFormats(activations=torch.float32, weights=weights, kv_cache=kv_cache, name=shown)
 
 
-def check_gguf(config: EngineConfig, checkpoint: Checkpoint) -> None:
-    """Raises ConfigError where quantization "gguf" names another format than the checkpoint's."""
-    if config.model.quantization == "gguf" and checkpoint.format != "gguf":
-        raise ConfigError(
-            f"quantization gguf needs a GGUF file, {checkpoint.name} is {checkpoint.format}",
-            hint="leave it out, or name a .gguf file",
-            param="quantization",
-        )
-
-
 def matrices_by_format(checkpoint: Checkpoint, formats: CpuFormats) -> dict[str, int]:
     """How many of the checkpoint's matrices are multiplied in each format."""
     if not is_compiled_for(checkpoint.architecture):
@@ -103,23 +102,29 @@ def expected_weight_bytes(checkpoint: Checkpoint, formats: CpuFormats, num_param
         formats: As chosen.
         num_parameters: Of the model; a head that is tied to the embedding counts once.
     """
+    if formats.weights == "int4":
+        architecture = checkpoint.architecture
+        vocabulary = architecture.vocab_size * architecture.hidden_size * (2 - architecture.tie_word_embeddings)
+        return (num_parameters - vocabulary) * 5 // 8 + vocabulary * 34 // 32
     if formats.weights != STORED or not checkpoint.tensors:
-        bits = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 5}
+        bits = {"float32": 32, "bfloat16": 16, "float16": 16, "int8": 8}
         return num_parameters * bits.get(formats.weights, 32) // 8
-    by_format: Counter[str] = Counter()
-    for tensor in checkpoint.tensors.values():
-        by_format[tensor.dtype] += tensor.num_bytes
-    return by_format.total()
+    return sum(_packed_bytes(tensor) for tensor in checkpoint.tensors.values())
 
 
-def _refuse_without_kernels(config: EngineConfig) -> None:
+def _packed_bytes(tensor: TensorEntry) -> int:
+    """Of a tensor that keeps its format, or becomes 8 bits because no kernel reads it."""
+    is_converted = weight_format(tensor.dtype, STORED) not in (tensor.dtype, *FLOAT_FORMATS.values())
+    return math.prod(tensor.shape) * 34 // 32 if is_converted else tensor.num_bytes
+
+
+def _refuse_without_kernels(config: EngineConfig, architecture: ModelArchitecture) -> None:
+    reason, hint = "quire was installed without them", MISSING_HINT
+    if extension() is not None:
+        reason, hint = f"they have none for heads of {architecture.head_dim} numbers", "leave it out"
     for option, value in (
         ("quantization", config.model.quantization if config.model.quantization in ("int8", "int4") else None),
         ("kv_cache_dtype", config.cache.kv_cache_dtype if config.cache.kv_cache_dtype == "int8" else None),
     ):
         if value is not None:
-            raise ConfigError(
-                f"{option} {value} needs the compiled CPU kernels, and quire was installed without them",
-                hint=MISSING_HINT,
-                param=option,
-            )
+            raise ConfigError(f"{option} {value} needs the compiled CPU kernels, and {reason}", hint=hint, param=option)

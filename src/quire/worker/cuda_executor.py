@@ -29,7 +29,7 @@ from quire.worker.cuda_memory import CudaMemoryLedger
 from quire.worker.cuda_runner import CudaModelRunner, LaunchedStep
 from quire.worker.decode_graphs import default_buckets
 from quire.worker.device_sampling import DeviceSampling
-from quire.worker.dtype import dtype_name, resolve_dtype, resolve_kv_cache_dtype
+from quire.worker.dtype import check_quantization, dtype_name, resolve_dtype, resolve_kv_cache_dtype
 from quire.worker.kv_storage import block_num_bytes
 from quire.worker.profiler import Profiler
 from quire.worker.start_report import StartReport
@@ -179,6 +179,7 @@ class CudaExecutor:
         assert scheduler.max_num_seqs is not None and scheduler.max_num_batched_tokens is not None
         start = cuda_memory.read_device(self._device)
         self._report.end_phase("cuda_context")
+        check_quantization(self._config.model.quantization, checkpoint, device="cuda")
         self._dtype = resolve_dtype(self._config.model.dtype, checkpoint, device="cuda")
         self._kv_dtype = resolve_kv_cache_dtype(cache.kv_cache_dtype, self._dtype, device="cuda")
         self.memory = cuda_memory.open_ledger(

@@ -48,6 +48,22 @@ def resolve_dtype(
     return torch.bfloat16 if flags & _BFLOAT16_FLAGS and fits_bfloat16 else torch.float32
 
 
+def check_quantization(name: str | None, checkpoint: Checkpoint, *, device: str = "cpu") -> None:
+    """Raises ConfigError where `ModelConfig.quantization` fits neither the checkpoint nor the device."""
+    if name == "gguf" and checkpoint.format != "gguf":
+        raise ConfigError(
+            f"quantization gguf needs a GGUF file, {checkpoint.name} is {checkpoint.format}",
+            hint="leave it out, or name a .gguf file",
+            param="quantization",
+        )
+    if name in ("int8", "int4") and device != "cpu":
+        raise ConfigError(
+            f"quantization {name} is for CPUs, a GPU has no kernels for it",
+            hint="leave it out, or use --device cpu",
+            param="quantization",
+        )
+
+
 def resolve_kv_cache_dtype(name: str, dtype: torch.dtype, *, device: str = "cpu") -> torch.dtype:
     """The format of keys and values; "auto" is the model's.
 
@@ -58,7 +74,7 @@ def resolve_kv_cache_dtype(name: str, dtype: torch.dtype, *, device: str = "cpu"
     if device == "cuda" and wanted != dtype:
         raise ConfigError(
             f"kv_cache_dtype {name} is not that of the model, {dtype_name(dtype)}, and a GPU needs them equal",
-            hint=f"leave it out, or use --dtype {name}",
+            hint="leave it out" + (f", or use --dtype {name}" if wanted.is_floating_point else ""),
             param="kv_cache_dtype",
         )
     return wanted

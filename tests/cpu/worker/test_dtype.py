@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from quire.checkpoint.architecture import parse_architecture
 from quire.checkpoint.checkpoint import Checkpoint, TensorEntry, TokenizerSource
 from quire.errors import ConfigError
-from quire.worker.dtype import cpu_flags, dtype_name, resolve_dtype, resolve_kv_cache_dtype
+from quire.worker.dtype import check_quantization, cpu_flags, dtype_name, resolve_dtype, resolve_kv_cache_dtype
 
 FAST = frozenset(("avx512f", "avx512_bf16"))
 SLOW = frozenset(("avx512f",))
@@ -104,6 +105,26 @@ def test_a_gpu_keeps_keys_and_values_in_the_models_format():
     with pytest.raises(ConfigError, match="--dtype float32") as caught:
         resolve_kv_cache_dtype("float32", torch.bfloat16, device="cuda")
     assert caught.value.param == "kv_cache_dtype"
+
+
+def test_a_gpu_has_no_8_bits():
+    with pytest.raises(ConfigError, match="kv_cache_dtype int8") as caught:
+        resolve_kv_cache_dtype("int8", torch.bfloat16, device="cuda")
+    assert caught.value.hint == "leave it out"
+    for name in ("int8", "int4"):
+        check_quantization(name, checkpoint("BF16"))
+        with pytest.raises(ConfigError, match=f"quantization {name} is for CPUs") as caught:
+            check_quantization(name, checkpoint("BF16"), device="cuda")
+        assert caught.value.param == "quantization"
+    for name in (None, "none"):
+        check_quantization(name, checkpoint("BF16"), device="cuda")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_quantization_gguf_needs_a_gguf_file_on_every_device(device):
+    with pytest.raises(ConfigError, match="quantization gguf needs a GGUF file"):
+        check_quantization("gguf", checkpoint("BF16"), device=device)
+    check_quantization("gguf", replace(checkpoint("Q4_K"), format="gguf"), device=device)
 
 
 def test_kv_cache_follows_the_model_unless_named():

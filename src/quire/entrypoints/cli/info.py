@@ -101,6 +101,7 @@ def _number_formats(
         chosen = choose_formats(EngineConfig(model=config, cache=cache), checkpoint)
         name, kv_dtype, matrices = chosen.name, chosen.kv_cache, matrices_by_format(checkpoint, chosen)
     else:
+        formats.check_quantization(config.quantization, checkpoint, device=device)
         dtype = formats.resolve_dtype(config.dtype, checkpoint, device=device)
         name, matrices = formats.dtype_name(dtype), {}
         kv_dtype = formats.resolve_kv_cache_dtype(cache.kv_cache_dtype, dtype, device=device)

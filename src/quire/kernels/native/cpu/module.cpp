@@ -260,7 +260,7 @@ class StepProgram {
            Vector<const int64_t> starts, Vector<const int64_t> num_tokens, Vector<const int64_t> logit_rows,
            Matrix<float> out, std::optional<Matrix<const float>> given) {
     const StepInputs inputs = gather(token_table, block_tables, slots, starts, num_tokens, logit_rows);
-    if (given) give(*given, inputs.num_tokens);
+    if (given) give(*given, inputs.num_tokens, inputs.num_rows);
     run_inputs(inputs, out);
   }
 
@@ -268,7 +268,7 @@ class StepProgram {
   void run_rows(Matrix<const float> x, Matrix<float> out) {
     StepInputs inputs;
     inputs.num_tokens = inputs.num_rows = static_cast<int64_t>(x.shape(0));
-    give(x, inputs.num_rows);
+    give(x, inputs.num_tokens, inputs.num_rows);
     run_inputs(inputs, out);
   }
 
@@ -290,10 +290,11 @@ class StepProgram {
     }
   }
 
-  void give(const Matrix<const float>& rows, int64_t num_rows) {
+  // Makes room for the whole step: growing later would lose what is given.
+  void give(const Matrix<const float>& rows, int64_t num_tokens, int64_t num_logit_rows) {
     check_width(given_.at(0), static_cast<int64_t>(rows.shape(1)));
-    if (static_cast<int64_t>(rows.shape(0)) != num_rows) throw std::invalid_argument("another number of rows");
-    std::copy_n(rows.data(), rows.size(), program_.prepare(given_.at(0), num_rows));
+    if (static_cast<int64_t>(rows.shape(0)) != num_tokens) throw std::invalid_argument("another number of rows");
+    std::copy_n(rows.data(), rows.size(), program_.prepare(given_.at(0), std::max(num_tokens, num_logit_rows)));
   }
 
   void run_inputs(const StepInputs& inputs, Matrix<float>& out) {
@@ -313,6 +314,9 @@ class StepProgram {
                     const Vector<const int64_t>& num_tokens, const Vector<const int64_t>& logit_rows) {
     const int64_t num_sequences = static_cast<int64_t>(slots.shape(0));
     if (static_cast<int64_t>(caches_.size()) < num_layers_) throw std::invalid_argument("layers without a cache");
+    if (starts.shape(0) != slots.shape(0) || num_tokens.shape(0) != slots.shape(0)) {
+      throw std::invalid_argument("slots, starts and num_tokens of different lengths");
+    }
     token_ids_.clear(), positions_.clear(), cache_slots_.clear(), query_starts_.assign(1, 0), context_lengths_.clear();
     const int64_t table_width = static_cast<int64_t>(block_tables.shape(1));
     step_tables_.resize(static_cast<size_t>(num_sequences * table_width));

@@ -42,7 +42,8 @@ void ThreadPool::run(const PhasedWork& work) {
     Progress& progress = progress_[static_cast<size_t>(i)];
     progress.claimed.store(static_cast<uint64_t>(epoch) << 32, std::memory_order_relaxed);
     progress.done.store(0, std::memory_order_relaxed);
-    progress.count.store(work.num_chunks(i), std::memory_order_relaxed);
+    // Whoever sees this count sees the epoch as well.
+    progress.count.store(work.num_chunks(i), std::memory_order_release);
   }
   has_failed_ = false;
   work_ = &work;
@@ -55,8 +56,19 @@ void ThreadPool::run(const PhasedWork& work) {
 
 void ThreadPool::make_room(int num_phases) {
   if (progress_.size() >= static_cast<size_t>(num_phases)) return;
+  is_growing_ = true;
   while (num_inside_.load() != 0) std::this_thread::yield();
   progress_ = std::vector<Progress>(static_cast<size_t>(num_phases) * 2);
+  is_growing_ = false;
+}
+
+void ThreadPool::enter() {
+  while (true) {
+    num_inside_.fetch_add(1);
+    if (!is_growing_.load()) return;
+    num_inside_.fetch_sub(1);
+    while (is_growing_.load()) std::this_thread::yield();
+  }
 }
 
 void ThreadPool::serve(int thread) {
@@ -64,7 +76,7 @@ void ThreadPool::serve(int thread) {
   while (true) {
     for (int spins = 0; spins < kSpinsBeforeSleep && epoch_.load(std::memory_order_acquire) == seen; ++spins) pause();
     epoch_.wait(seen);
-    num_inside_.fetch_add(1);
+    enter();
     seen = epoch_.load();
     // Asked after the epoch is read: the epoch of the end is the last one, nobody would wake who waits behind it.
     if (is_closing_) return;
@@ -99,7 +111,7 @@ bool ThreadPool::claim(Progress& progress, uint32_t epoch, int64_t* chunk) {
   uint64_t claimed = progress.claimed.load(std::memory_order_acquire);
   while (static_cast<uint32_t>(claimed >> 32) == epoch) {
     const int64_t next = static_cast<int64_t>(claimed & 0xffffffffu);
-    if (next >= progress.count.load(std::memory_order_relaxed)) return false;
+    if (next >= progress.count.load(std::memory_order_acquire)) return false;
     if (progress.claimed.compare_exchange_weak(claimed, claimed + 1, std::memory_order_acq_rel)) {
       *chunk = next;
       return true;

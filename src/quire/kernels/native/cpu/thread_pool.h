@@ -50,6 +50,8 @@ class ThreadPool {
   };
 
   void make_room(int num_phases);
+  // Counts a thread in, once nobody replaces `progress_`: one that wakes late may come at any time.
+  void enter();
   void serve(int thread);
   void work_on(uint32_t epoch, Scratch& scratch);
   void run_chunk(int phase, int64_t chunk, Scratch& scratch);
@@ -63,6 +65,7 @@ class ThreadPool {
   std::atomic<uint32_t> epoch_{0};
   std::atomic<const PhasedWork*> work_{nullptr};
   std::atomic<int> num_inside_{0};
+  std::atomic<bool> is_growing_{false};
   std::atomic<bool> is_closing_{false};
   std::atomic<bool> has_failed_{false};
   std::exception_ptr failure_;
