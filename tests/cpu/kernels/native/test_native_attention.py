@@ -135,6 +135,7 @@ CASES: dict[str, tuple[Shape, tuple[Part, ...]]] = {
     "smallest head": (Shape(head_dim=8, group_size=1), MIXED),
     "head 20": (Shape(head_dim=20), MIXED),
     "head 4, int8": (Shape(head_dim=4, cache_format="int8"), MIXED),
+    "head 20, blocks of 4": (Shape(head_dim=20, group_size=2, block_size=4, cache_format="bfloat16"), MIXED),
     "head 24, int8": (Shape(head_dim=24, cache_format="int8"), MIXED),
     "head 40, bfloat16": (Shape(head_dim=40, cache_format="bfloat16"), MIXED),
     "head 64, blocks of 1": (Shape(head_dim=64, block_size=1, group_size=4), MIXED),
@@ -149,6 +150,7 @@ CASES: dict[str, tuple[Shape, tuple[Part, ...]]] = {
     "window in a block": (Shape(window=21), CHUNKS),
     "window over blocks": (Shape(window=70, cache_format="int8"), CHUNKS),
     "window wider than all": (Shape(window=512), CHUNKS),
+    "window of 64": (Shape(window=64, cache_format="bfloat16"), CHUNKS),
     "soft cap": (Shape(soft_cap=0.8), MIXED),
     "weak soft cap and window": (Shape(soft_cap=50.0, window=13), CHUNKS),
     "segments": (Shape(num_kv_heads=1, group_size=2), ((0, 1500, 1), (1, 700, 2), (2, 511, 2), (3, 512, 1))),
@@ -219,6 +221,24 @@ def test_same_bits_in_decode_and_in_prefill(sequences, isa):
     (whole,) = sequences.run(isa, [(0, 0, LENGTHS[0])])
     for position in (0, 1, 15, 16, 17, 63, 64, 76, 77, 78, 130, 511, 512, 513, 599, 600, 601, 1023, 1024, 1099):
         (one,) = sequences.run(isa, [(0, position, 1)], num_threads=1 + position % 2)
+        _assert_same_bits(one, whole[position : position + 1])
+
+
+@pytest.mark.parametrize("name", ["bfloat16, head 72", "int8, head 24", "window over segments"])
+def test_same_bits_over_many_segments(name):
+    """Decoding cuts a long context into segments for the threads, a prompt walks through them."""
+    sequences, best = Sequences(ALIKE[name], (2100,)), ISAS[0]
+    ((tail,), (chunk,)) = (sequences.run(best, [(0, start, 2100 - start)], num_threads=2) for start in (1020, 2040))
+    _assert_same_bits(chunk, tail[1020:])
+    for position in (1020, 1023, 1024, 1025, 1535, 1536, 2047, 2048, 2049, 2099):
+        (one,) = sequences.run(best, [(0, position, 1)], num_threads=3)
+        _assert_same_bits(one, tail[position - 1020 : position - 1019])
+
+
+def test_same_bits_token_by_token(sequences):
+    (whole,) = sequences.run(ISAS[0], [(1, 0, LENGTHS[1])])
+    for position in range(LENGTHS[1]):
+        (one,) = sequences.run(ISAS[0], [(1, position, 1)])
         _assert_same_bits(one, whole[position : position + 1])
 
 
