@@ -27,7 +27,7 @@ class SlotSampling(Protocol):
 
 @dataclass(slots=True)
 class StepRows:
-    """The sequences of a plan that can run, S of them, in the plan's order.
+    """The sequences of a plan that can run, S of them, in the plan's order unless reordered.
 
     Attributes:
         plan_indices: [S] int64; where each stands in the plan.
@@ -42,6 +42,16 @@ class StepRows:
     starts: np.ndarray
     num_tokens: np.ndarray
     samples: np.ndarray
+
+    def reordered(self, order: np.ndarray) -> "StepRows":
+        """The same sequences in another order, [S] int64."""
+        return StepRows(
+            self.plan_indices[order],
+            self.slots[order],
+            self.starts[order],
+            self.num_tokens[order],
+            self.samples[order],
+        )
 
 
 class BatchState:

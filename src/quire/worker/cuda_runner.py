@@ -20,6 +20,7 @@ from quire.kernels.paged_attention import attend
 from quire.kernels.paged_attention.cuda_plan import (
     CudaAttentionMetadata,
     make_decode_workspace,
+    make_decodes,
     make_tiles,
     tile_size,
 )
@@ -61,7 +62,7 @@ class LaunchedStep:
 
     Attributes:
         plan: What was asked for.
-        rows: Its sequences that run.
+        rows: Its sequences that run, in the order in which the device takes them.
         failures: Those that could not even be launched.
         drawn: The tokens drawn, [N] int32 in the order of the rows that draw, negative where none could be.
         logprobs: Of those rows that ask for them.
@@ -269,7 +270,8 @@ class CudaModelRunner:
     def _launch_graph(self, step: LaunchedStep, bucket: int) -> None:
         """A decode step of at most `bucket` sequences."""
         assert self._graphs is not None
-        rows = step.rows
+        # The device takes rows up in order: the longest contexts first leave no long one to be waited for at the end.
+        rows = step.rows = step.rows.reordered(np.argsort(-step.rows.starts, kind="stable"))
         num_rows = len(rows.slots)
         draws = step.plan.masks is None and not self.sampling.needs_eager(rows.slots)
         self._graphs.ensure(bucket, draws=draws)
@@ -293,8 +295,7 @@ class CudaModelRunner:
         logit_rows = np.concatenate(
             [(flat_starts + rows.num_tokens - 1)[rows.samples], *(span.logit_rows for span in spans)]
         )
-        is_decode = rows.num_tokens == 1
-        decodes = np.stack((rows.slots, flat_starts, ends), axis=1)[is_decode].astype(np.int32)
+        decodes = make_decodes(rows.num_tokens, ends, rows.slots, flat_starts)
         tiles = make_tiles(rows.num_tokens, ends, rows.slots, flat_starts, self._tile_size)
         packed = self._pack_tokens(rows)
         uploaded = self._staging.upload(
@@ -473,12 +474,9 @@ class CudaModelRunner:
             index = plan_indices[row]
             is_exhausted = bool(drawn[row] == EXHAUSTED)
             self._fail(plan, plan.slots[index], plan.sequence_ids[index], result, is_exhausted=is_exhausted)
-        if len(drawn) == len(result.token_ids):
-            result.token_ids = drawn.tolist()
-            return
-        places = (np.cumsum(plan.samples) - 1)[plan_indices]
-        for place, token_id in zip(places.tolist(), drawn.tolist(), strict=True):
-            result.token_ids[place] = token_id
+        token_ids = np.full(len(result.token_ids), _NO_TOKEN)
+        token_ids[(np.cumsum(plan.samples) - 1)[plan_indices]] = drawn
+        result.token_ids = token_ids.tolist()
 
     def _read_prompt_logprobs(self, plan: StepPlan, pending: PendingPromptLogprobs, result: StepResult) -> None:
         scored, span = pending.read(), pending.span

@@ -13,7 +13,8 @@ class DecodeConfig(NamedTuple):
         num_warps: Of a program. More of them wait for each other where contexts differ in length.
         min_split_tokens: A sequence's context is not cut finer than this.
         max_splits: Of one sequence; bounds the workspace and the merge.
-        programs_per_multiprocessor: Contexts are split until there are about this many.
+        programs_per_multiprocessor: Contexts are split until there are about this many; one more where sequences and
+            key heads are fewer than multiprocessors.
         is_batch_invariant: Whether a split's length may depend on its own sequence only.
     """
 
@@ -42,6 +43,10 @@ class PrefillConfig(NamedTuple):
     max_registers: int | None = None
 
 
+_CROWD = 1280
+"""Sequences times key heads that fill the multiprocessors of an H200 several times over."""
+
+
 def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
     """For queries of `dtype`. In 16 bits three programs share a multiprocessor, each with two tiles on their way."""
     if dtype == torch.float32:
@@ -63,6 +68,16 @@ def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
         programs_per_multiprocessor=3,
         is_batch_invariant=False,
     )
+
+
+def crowd_config(config: DecodeConfig, num_decodes: int, num_kv_heads: int) -> DecodeConfig:
+    """`config` for a batch that needs no splits: where sequences abound, many small programs hide each other's ends.
+
+    Leaves a batch-invariant one as it is.
+    """
+    if config.is_batch_invariant or num_decodes * num_kv_heads < _CROWD:
+        return config
+    return config._replace(tile_tokens=32, num_warps=config.num_warps // 2, num_stages=3)
 
 
 def prefill_config(head_dim: int, dtype: torch.dtype) -> PrefillConfig:
@@ -91,5 +106,7 @@ def num_splits(
     most = max(1, min(config.max_splits, -(-max_context_length // config.min_split_tokens)))
     if config.is_batch_invariant:
         return most
-    wanted = config.programs_per_multiprocessor * num_multiprocessors // max(1, num_decodes * num_kv_heads)
+    num_units = max(1, num_decodes * num_kv_heads)
+    programs = config.programs_per_multiprocessor + (num_units < num_multiprocessors)
+    wanted = programs * num_multiprocessors // num_units
     return max(1, min(wanted, most))

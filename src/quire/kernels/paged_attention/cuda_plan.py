@@ -125,6 +125,22 @@ def tile_size(
     return tile_rows // group_size
 
 
+def make_decodes(
+    query_lengths: npt.NDArray[np.int64],
+    context_lengths: npt.NDArray[np.int64],
+    slots: npt.NDArray[np.int64],
+    first_rows: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int32]:
+    """The sequences with one query, the longest context first; arguments as for `make_tiles`.
+
+    Returns:
+        [num_decodes, 3] int32: slot, row of the flat axis, context length.
+    """
+    decodes = np.stack((slots, first_rows, context_lengths), axis=1)[query_lengths == 1].astype(np.int32)
+    by_length = np.argsort(-decodes[:, 2], kind="stable")
+    return np.take(decodes, by_length, axis=0)
+
+
 def make_tiles(
     query_lengths: npt.ArrayLike,
     context_lengths: npt.ArrayLike,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from quire.kernels import programmatic_launch
-from quire.kernels.paged_attention.cuda_config import DecodeConfig, decode_config, num_splits
+from quire.kernels.paged_attention.cuda_config import DecodeConfig, crowd_config, decode_config, num_splits
 from quire.kernels.paged_attention.cuda_plan import CudaAttentionMetadata
 from quire.kernels.paged_attention.triton_softmax import (
     LOWEST,
@@ -262,7 +262,7 @@ def decode(
     The workspace must have been made for the same `config`.
     """
     num_decodes, num_kv_heads = metadata.decodes.shape[0], key_cache.shape[2]
-    config = config or decode_config(query.shape[2], query.dtype)
+    config = config or crowd_config(decode_config(query.shape[2], query.dtype), num_decodes, num_kv_heads)
     workspace = metadata.workspace
     longest = metadata.max_context_length
     if sliding_window is not None:

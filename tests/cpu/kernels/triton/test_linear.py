@@ -169,6 +169,7 @@ def test_float32(num_tokens, options, device, assert_close):
     assert_close(options, cuda.linear(*case.operands()), expected, 1e-6)
 
 
+@pytest.mark.usefixtures("independent_rows")
 def test_float32_row_alone_equals_row_in_a_batch(device):
     num_tokens = 600 if device == "cuda" else 37
     case = Case(num_tokens, 45, 176, {"bias", "add"}, device, torch.float32)

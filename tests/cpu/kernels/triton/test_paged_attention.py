@@ -9,10 +9,17 @@ import pytest
 import torch
 
 from quire.kernels.paged_attention import attend, reference, triton_decode, triton_prefill
-from quire.kernels.paged_attention.cuda_config import DecodeConfig, PrefillConfig, decode_config, num_splits
+from quire.kernels.paged_attention.cuda_config import (
+    DecodeConfig,
+    PrefillConfig,
+    crowd_config,
+    decode_config,
+    num_splits,
+)
 from quire.kernels.paged_attention.cuda_plan import (
     CudaAttentionMetadata,
     make_decode_workspace,
+    make_decodes,
     make_tiles,
     tile_size,
 )
@@ -320,6 +327,7 @@ def test_decoding_in_float32_does_not_depend_on_the_batch(config, window, device
         assert torch.equal(batch.attend()[1], alone.attend()[0])
 
 
+@pytest.mark.usefixtures("independent_rows")
 @pytest.mark.parametrize("window", [None, 11])
 def test_prefill_in_float32_does_not_depend_on_the_tile(window, device):
     """The last tokens of a prompt, computed with all others and as a chunk."""
@@ -339,6 +347,22 @@ def copy_sequence(source: Step, source_sequence: int, target: Step, target_seque
     target_end = sum(target.query_lengths[: target_sequence + 1])
     count = target.query_lengths[target_sequence]
     target.query[target_end - count : target_end] = source.query[end - count : end]
+
+
+def test_decodes_come_with_the_longest_context_first():
+    decodes = make_decodes(
+        np.array([1, 3, 1, 1]), np.array([9, 50, 40, 9]), np.array([4, 5, 6, 7]), np.array([0, 1, 4, 5])
+    )
+    assert decodes.tolist() == [[6, 4, 40], [4, 0, 9], [7, 5, 9]]
+
+
+@pytest.mark.parametrize("num_decodes", [7, 165])
+@pytest.mark.parametrize("dtype", HALF_FORMATS)
+def test_a_crowd_has_tiles_of_its_own(num_decodes, dtype, device, assert_close):
+    step = make_step(Case([(number % 40, 1) for number in range(num_decodes)], num_kv_heads=8), device, dtype)
+    config = decode_config(64, dtype)
+    assert (crowd_config(config, num_decodes, 8) == config) == (num_decodes < 160)
+    assert_close("attention", step.attend(), step.expected(), RATIOS[dtype])
 
 
 def test_tiles_cover_the_queries_of_long_sequences():
@@ -390,6 +414,7 @@ def test_the_workspace_is_small():
     config = decode_config(128, torch.bfloat16)
     for num_decodes in range(1, 300):
         splits = num_splits(num_decodes, 8, 131072, 132, config)
-        assert splits == 1 or num_decodes * 8 * splits <= 132 * config.programs_per_multiprocessor
+        programs = config.programs_per_multiprocessor + (num_decodes * 8 < 132)
+        assert splits == 1 or num_decodes * 8 * splits <= 132 * programs
     workspace = make_decode_workspace(1024, 32, 8, 128, dtype=torch.bfloat16, device="cpu")
     assert workspace.counters.shape == (1024 * 8,) and not workspace.counters.any()
