@@ -67,12 +67,19 @@ class TileShapes {
 
 // What a tile of integers begins as: q as bytes of either sign where no minimum is added, as unsigned ones elsewhere.
 template <WeightFormat kFormat>
-QUIRE_INLINE void unpack_tile(const uint8_t* quants, u8x64 (&q)[8]) {
-  unpack_quants<kFormat>(quants, q);
-  if constexpr (!has_minimum(kFormat)) {
-    for (int k = 0; k < 8; ++k) q[k] -= static_cast<uint8_t>(128 >> zero_shift(kFormat));
+QUIRE_INLINE void unpack_tile(const uint8_t* quants, Quads (&q)[8]) {
+#pragma GCC unroll 8
+  for (int k = 0; k < 8; ++k) {
+    q[k] = quants_at<kFormat>(quants, k);
+    if constexpr (!has_minimum(kFormat)) q[k] -= static_cast<uint8_t>(128 >> zero_shift(kFormat));
   }
 }
+
+// A block as tiles, and how it is scaled.
+struct UnpackedBlock {
+  Quads q[8];
+  Scales scales;
+};
 
 // Products of `count` tiles of blocks with rows of x: products[i][h] are those of row h with tile i.
 template <WeightFormat kFormat>
@@ -128,9 +135,9 @@ QUIRE_INLINE void add_products(const UnpackedBlock* blocks, const QuantisedBlock
 #pragma GCC unroll 4
     for (int b = 0; b < kBlocks; ++b) {
       const QuantisedBlock& row = x[b * height + h];
-      sum = add_dots<kFormat>(blocks[b], row, products[b * tiles_per_block(kFormat)][h], sum);
+      sum = add_dots<kFormat>(blocks[b].scales, row, products[b * tiles_per_block(kFormat)][h], sum);
       if constexpr (kFormat == WeightFormat::kQ6_K) {
-        sum = fma(to_float(products[2 * b + 1][h]), blocks[b].second * row.scale, sum);
+        sum = add_second_dots(blocks[b].scales, row, products[2 * b + 1][h], sum);
       }
     }
     sums[h] = sum;
@@ -162,7 +169,7 @@ void multiply_quantised_tiles(const Segment& segment, int64_t group, const uint8
       for (int b = 0; b < size_of(round); ++b) {
         UnpackedBlock& block = blocks[round % 3][b];
         unpack_tile<kFormat>(quants, block.q);
-        unpack_scales<kFormat>(scales, supers, &block);
+        block.scales = scales_at<kFormat>(scales, supers, 0);
         quants += quant_bytes;
         scales += scale_bytes;
         if ((round * kBlocks + b) % kSuperBlocks == kSuperBlocks - 1) supers += super_bytes;

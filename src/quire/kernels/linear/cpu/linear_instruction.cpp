@@ -7,7 +7,9 @@ namespace quire {
 namespace {
 
 constexpr int64_t kRowsPreparedByAll = 2;
+// Of few rows, which wait for memory, fewer: at the beginning of a chunk nobody has asked for its weights in advance.
 constexpr int64_t kChunksPerThread = 6;
+constexpr int64_t kChunksPerThreadOfFewRows = 3;
 
 // The half of a gated weight that is multiplied with the gate's groups.
 struct Halves {
@@ -66,7 +68,12 @@ int64_t LinearInstruction::num_padded_rows(const RowTiles& tiles) const {
 }
 
 int64_t LinearInstruction::groups_per_chunk(const Run& run) const {
-  return std::max<int64_t>(1, num_groups_ / (run.num_threads * kChunksPerThread));
+  const int64_t chunks = run.rows(axis_) <= kRowsPreparedByAll ? kChunksPerThreadOfFewRows : kChunksPerThread;
+  return std::max<int64_t>(1, num_groups_ / (run.num_threads * chunks));
+}
+
+int64_t LinearInstruction::rows_per_chunk(const Run& run, const RowTiles& tiles) const {
+  return std::clamp<int64_t>(num_padded_rows(tiles) / (run.num_threads * kChunksPerThread), 1, tiles.height);
 }
 
 int64_t LinearInstruction::num_chunks(const Run& run, int phase) const {
@@ -74,7 +81,8 @@ int64_t LinearInstruction::num_chunks(const Run& run, int phase) const {
   if (num_rows == 0) return 0;
   if (phase == 0) {
     if (num_rows <= kRowsPreparedByAll) return 0;
-    return num_padded_rows(kernels_.tile_rows(num_rows, weight_->num_columns));
+    const RowTiles tiles = kernels_.tile_rows(num_rows, weight_->num_columns);
+    return divide_up(num_padded_rows(tiles), rows_per_chunk(run, tiles));
   }
   const int64_t size = groups_per_chunk(run);
   if (options_.epilogue == Epilogue::kGate) return divide_up(num_groups_, size);
@@ -125,7 +133,8 @@ const uint8_t* LinearInstruction::prepared_rows(const Run& run, const LinearTask
 void LinearInstruction::run_chunk(const Run& run, int phase, int64_t chunk, Scratch& scratch) const {
   const LinearTask task = this->task(run);
   if (phase == 0) {
-    prepare(task, chunk, chunk + 1, run.workspace);
+    const Span rows = span_of(chunk, rows_per_chunk(run, task.tiles), num_padded_rows(task.tiles));
+    prepare(task, rows.begin, rows.end, run.workspace);
   } else {
     multiply_chunk(run, task, chunk, prepared_rows(run, task, scratch));
   }

@@ -37,6 +37,8 @@ class LinearInstruction : public Instruction {
   LinearTask task(const Run& run) const;
   int64_t num_padded_rows(const RowTiles& tiles) const;
   int64_t groups_per_chunk(const Run& run) const;
+  // Of the rows that are prepared: a tile at most, whose rows lie side by side and share lines of the cache.
+  int64_t rows_per_chunk(const Run& run, const RowTiles& tiles) const;
   void prepare(const LinearTask& task, int64_t begin, int64_t end, uint8_t* rows) const;
   const uint8_t* prepared_rows(const Run& run, const LinearTask& task, Scratch& scratch) const;
   // Where rows of a format begin in the memory that holds them in all formats.

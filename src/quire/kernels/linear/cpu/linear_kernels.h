@@ -10,404 +10,197 @@
 
 #include <algorithm>
 
-#include "native/cpu/vector.h"
-#include "rms_norm/cpu/rms_norm_kernels.h"
+#include "linear/cpu/linear_rows.h"
+#include "linear/cpu/linear_unpack.h"
 #include "silu_mul/cpu/silu_mul_kernels.h"
-#include "linear/cpu/linear_task.h"
 
 namespace quire::QUIRE_ISA {
 
-// Rows whose sums stay in registers.
-#if defined(__AVX512F__)
-constexpr int64_t kMaxVectorHeight = 12;
-#else
-constexpr int64_t kMaxVectorHeight = 4;
-#endif
-
-#if defined(__AMX_INT8__)
-constexpr int64_t kMaxTileHeight = 32;
-constexpr bool kHasTiles = true;
-#else
-constexpr int64_t kMaxTileHeight = kMaxVectorHeight;
-constexpr bool kHasTiles = false;
-#endif
-
-#if defined(__AVX512BF16__)
-constexpr bool kMultipliesBfloat16 = true;
-#else
-constexpr bool kMultipliesBfloat16 = false;
-#endif
-
-// One to four, or an even number.
-inline int64_t tile_height_for(int64_t rows) {
-  const int64_t height = rows <= 4 ? std::max<int64_t>(1, rows) : rows + rows % 2;
-  return std::min(height, kMaxTileHeight);
-}
-
-inline RowTiles tile_rows(int64_t num_rows, int64_t num_columns) {
-  RowTiles tiles;
-  tiles.num_rows = num_rows;
-  tiles.num_columns = num_columns;
-  tiles.num_blocks = (num_columns + kBlockColumns - 1) / kBlockColumns;
-  const int64_t least_tiles = std::max<int64_t>(1, (num_rows + kMaxTileHeight - 1) / kMaxTileHeight);
-  tiles.height = tile_height_for((num_rows + least_tiles - 1) / least_tiles);
-  tiles.num_tiles = std::max<int64_t>(1, (num_rows + tiles.height - 1) / tiles.height);
-  tiles.last_height = tile_height_for(std::max<int64_t>(1, num_rows - (tiles.num_tiles - 1) * tiles.height));
-  return tiles;
-}
-
-inline RowFormat row_format(WeightFormat format) {
-  if (traits(format).is_quantised) return RowFormat::kInt8;
-  return format == WeightFormat::kBfloat16 && kMultipliesBfloat16 ? RowFormat::kBfloat16 : RowFormat::kFloats;
-}
-
-inline int64_t row_bytes(RowFormat format, int64_t num_blocks) {
-  const int64_t per_block = format == RowFormat::kInt8     ? sizeof(QuantisedBlock)
-                            : format == RowFormat::kFloats ? kBlockColumns * sizeof(float)
-                                                           : kBlockColumns * sizeof(uint16_t);
-  return num_blocks * per_block;
-}
-
-// ---- rows of x ----
-
-// Columns [column, column + 16) of a row, normed where the task says so, zeros behind the end.
-QUIRE_INLINE f32x16 row_part(const LinearTask& task, const float* row, float factor, int64_t column) {
-  const int64_t left = task.tiles.num_columns - column;
-  if (left <= 0) return f32x16{};
-  const int count = static_cast<int>(std::min<int64_t>(left, kLanes));
-  const f32x16 part = count == kLanes ? load<f32x16>(row + column) : load_some(row + column, count);
-  if (task.norm_weight == nullptr) return part;
-  const float* weight = task.norm_weight + column;
-  return part * factor * (count == kLanes ? load<f32x16>(weight) : load_some(weight, count));
-}
-
-inline void quantise_block(f32x16 first, f32x16 second, QuantisedBlock* out) {
-  // What is not finite makes the row's results NaN; a maximum may pass over it, and it is no integer.
-  const bool is_finite = sum((first + second) * 0.0f) == 0.0f;
-  if (!is_finite) first = second = f32x16{};
-  const float top = largest(max(abs(first), abs(second)));
-  const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
-  const i32x16 q[2] = {round_to_int(first * inverse), round_to_int(second * inverse)};
-  int32_t sums[2] = {0, 0};
-  for (int half = 0; half < 2; ++half) {
-    const i8x16 narrow = __builtin_convertvector(q[half], i8x16);
-    store(out->q + 16 * half, narrow);
-    int32_t lanes[16];
-    store(lanes, q[half]);
-    for (int i = 0; i < 16; ++i) sums[half] += lanes[i];
-  }
-  out->scale = is_finite ? top / 127.0f : NAN;
-  out->scaled_sum = out->scale * static_cast<float>(sums[0] + sums[1]);
-  out->shifted_sum = -128 * (sums[0] + sums[1]);
-  out->shifted_first = -128 * sums[0];
-}
-
-// Row `place` of a tile from its floats, in the layout of `format`; `out` is the tile.
-inline void prepare_row(const LinearTask& task, RowFormat format, const float* row, int64_t place, int64_t height,
-                        uint8_t* out) {
-  if (format == RowFormat::kFloats) {
-    const int64_t first = place / kMaxVectorHeight * kMaxVectorHeight;
-    out += first * row_bytes(format, task.tiles.num_blocks);
-    place -= first;
-    height = std::min(height - first, kMaxVectorHeight);
-  }
-  const float factor = task.norm_weight == nullptr || row == nullptr
-                           ? 1.0f
-                           : inverse_root_mean_square(row, task.tiles.num_columns, task.epsilon);
-  for (int64_t block = 0; block < task.tiles.num_blocks; ++block) {
-    f32x16 parts[2] = {};
-    if (row != nullptr) {
-      for (int half = 0; half < 2; ++half) {
-        parts[half] = row_part(task, row, factor, block * kBlockColumns + half * kLanes);
-      }
-    }
-    if (format == RowFormat::kInt8) {
-      quantise_block(parts[0], parts[1], reinterpret_cast<QuantisedBlock*>(out) + block * height + place);
-      continue;
-    }
-    for (int half = 0; half < 2; ++half) {
-      const int64_t column = block * kBlockColumns + half * kLanes;
-      if (format == RowFormat::kBfloat16 && kHasTiles) {
-        uint16_t* pairs = reinterpret_cast<uint16_t*>(out) + (block * height + place) * kBlockColumns;
-        store(pairs + half * kLanes, to_bfloat16(parts[half]));
-      } else if (format == RowFormat::kBfloat16) {
-        uint16_t narrow[16];
-        store(narrow, to_bfloat16(parts[half]));
-        uint16_t* pairs = reinterpret_cast<uint16_t*>(out) + (column * height + place * 2);
-        for (int i = 0; i < 8; ++i) std::memcpy(pairs + i * height * 2, narrow + 2 * i, 4);
-      } else {
-        float lanes[16];
-        store(lanes, parts[half]);
-        float* floats = reinterpret_cast<float*>(out) + column * height + place;
-        for (int i = 0; i < 16; ++i) floats[i * height] = lanes[i];
-      }
-    }
-  }
-}
-
-// Rows [begin, end) of x, counted over the padded rows of all tiles, in the layout of `format`.
-inline void prepare_rows(const LinearTask& task, RowFormat format, int64_t begin, int64_t end, uint8_t* out) {
-  const RowTiles& tiles = task.tiles;
-  const int64_t bytes = row_bytes(format, tiles.num_blocks);
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t tile = std::min(index / tiles.height, tiles.num_tiles - 1);
-    const int64_t place = index - tile * tiles.height;
-    const float* row = index < tiles.num_rows ? task.x + index * tiles.num_columns : nullptr;
-    prepare_row(task, format, row, place, tiles.height_of(tile), out + tile * tiles.height * bytes);
-  }
-}
-
-// ---- unpacking ----
-
-// The numbers of a block of a group as the integers q, and how they are scaled.
-struct UnpackedBlock {
-  u8x64 q[8];
-  f32x16 scale;
-  f32x16 second;  // the minimum, or the scale of the second half of the block
-};
-
-constexpr bool has_minimum(WeightFormat format) {
-  return format == WeightFormat::kQ4_1 || format == WeightFormat::kQ5_1 || format == WeightFormat::kQ4_K ||
-         format == WeightFormat::kQ5_K;
-}
-
-// -128 * sum of x is shifted right by so much to become -zero * sum of x.
-constexpr int zero_shift(WeightFormat format) {
-  return format == WeightFormat::kQ4_0   ? 4
-         : format == WeightFormat::kQ5_0 ? 3
-         : format == WeightFormat::kQ6_K ? 2
-                                         : 0;
-}
-
-template <WeightFormat kFormat>
-constexpr bool kHasFifthBit =
-    kFormat == WeightFormat::kQ5_0 || kFormat == WeightFormat::kQ5_1 || kFormat == WeightFormat::kQ5_K;
-
-template <WeightFormat kFormat>
-constexpr bool kIsWide = kFormat == WeightFormat::kQ8_0 || kFormat == WeightFormat::kInt8;
-
-QUIRE_INLINE u8x64 shift_right(u8x64 a, int by, uint8_t mask) {
-  typedef uint16_t u16x32 __attribute__((vector_size(64)));
-  return reinterpret_cast<u8x64>(reinterpret_cast<u16x32>(a) >> by) & mask;
-}
-
-QUIRE_INLINE u8x64 shift_left(u8x64 a, int by, uint8_t mask) {
-  typedef uint16_t u16x32 __attribute__((vector_size(64)));
-  return reinterpret_cast<u8x64>(reinterpret_cast<u16x32>(a) << by) & mask;
-}
-
-template <WeightFormat kFormat>
-QUIRE_INLINE void unpack_quants(const uint8_t* quants, u8x64 (&q)[8]) {
-  if constexpr (kFormat == WeightFormat::kQ8_0 || kFormat == WeightFormat::kInt8) {
-    for (int k = 0; k < 8; ++k) q[k] = load<u8x64>(quants + 64 * k);
-    return;
-  }
-  for (int k = 0; k < 4; ++k) {
-    const u8x64 both = load<u8x64>(quants + 64 * k);
-    q[k] = both & 15;
-    q[k + 4] = shift_right(both, 4, 15);
-  }
-  if constexpr (kHasFifthBit<kFormat>) {
-    const u8x64 fifth = load<u8x64>(quants + 256);
-#pragma GCC unroll 8
-    for (int k = 0; k < 8; ++k) q[k] |= k <= 4 ? shift_left(fifth, 4 - k, 16) : shift_right(fifth, k - 4, 16);
-  }
-  if constexpr (kFormat == WeightFormat::kQ6_K) {
-#pragma GCC unroll 8
-    for (int k = 0; k < 8; ++k) {
-      const u8x64 high = load<u8x64>(quants + 256 + k / 4 * 64);
-      const int place = k % 4 * 2;  // two bits there become bits 4 and 5
-      q[k] |= place <= 4 ? shift_left(high, 4 - place, 48) : shift_right(high, place - 4, 48);
-    }
-  }
-}
-
-QUIRE_INLINE f32x16 bytes_to_float(const uint8_t* from) {
-  return __builtin_convertvector(__builtin_convertvector(load<u8x16>(from), i32x16), f32x16);
-}
-
-QUIRE_INLINE f32x16 signed_bytes_to_float(const uint8_t* from) {
-  return __builtin_convertvector(__builtin_convertvector(load<i8x16>(from), i32x16), f32x16);
-}
-
-template <WeightFormat kFormat>
-QUIRE_INLINE void unpack_scales(const uint8_t* scales, const uint8_t* supers, UnpackedBlock* out) {
-  if constexpr (kFormat == WeightFormat::kInt8) {
-    out->scale = load<f32x16>(supers);
-  } else if constexpr (kFormat == WeightFormat::kQ4_K || kFormat == WeightFormat::kQ5_K) {
-    out->scale = from_float16(load<u16x16>(supers)) * bytes_to_float(scales);
-    out->second = -(from_float16(load<u16x16>(supers + 32)) * bytes_to_float(scales + 16));
-  } else if constexpr (kFormat == WeightFormat::kQ6_K) {
-    const f32x16 d = from_float16(load<u16x16>(supers));
-    out->scale = d * signed_bytes_to_float(scales);
-    out->second = d * signed_bytes_to_float(scales + 16);
-  } else {
-    out->scale = from_float16(load<u16x16>(scales));
-    if constexpr (has_minimum(kFormat)) out->second = from_float16(load<u16x16>(scales + 32));
-  }
-}
-
 // ---- products ----
 
-// Adds to each of 16 sums the products of its four bytes of q with the four bytes of x. kIsWide: q may exceed 127.
+constexpr int64_t kBlocksAhead = 16;
+
+// Adds to each sum the products of its four bytes of q with the four bytes of x. Of kIsWide the first may exceed 127.
 template <bool kIsWide>
-QUIRE_INLINE i32x16 dot4(i32x16 sums, u8x64 q, const int8_t* x) {
+QUIRE_INLINE Integers dot4(Integers sums, Quads q, const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof four);
 #if defined(__AVX512VNNI__)
-  return reinterpret_cast<i32x16>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), reinterpret_cast<__m512i>(q),
-                                                      _mm512_set1_epi32(four)));
+  return reinterpret_cast<Integers>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), reinterpret_cast<__m512i>(q),
+                                                        _mm512_set1_epi32(four)));
 #elif defined(__AVX512BW__)
   const __m512i ones = _mm512_set1_epi16(1), xs = _mm512_set1_epi32(four), qs = reinterpret_cast<__m512i>(q);
   if constexpr (!kIsWide) {
     const __m512i dots = _mm512_madd_epi16(_mm512_maddubs_epi16(qs, xs), ones);
-    return sums + reinterpret_cast<i32x16>(dots);
+    return sums + reinterpret_cast<Integers>(dots);
   }
   // Pairs of products of larger q do not fit 16 bits: the top bit is multiplied by itself.
   const __m512i low = _mm512_maddubs_epi16(_mm512_and_si512(qs, _mm512_set1_epi8(127)), xs);
   const __m512i top = _mm512_and_si512(_mm512_srli_epi16(qs, 7), _mm512_set1_epi8(1));
   const __m512i high = _mm512_maddubs_epi16(top, xs);
   const __m512i dots = _mm512_add_epi32(_mm512_madd_epi16(low, ones), _mm512_slli_epi32(_mm512_madd_epi16(high, ones), 7));
-  return sums + reinterpret_cast<i32x16>(dots);
+  return sums + reinterpret_cast<Integers>(dots);
 #else
-  uint8_t qs[64];
-  int32_t dots[16];
-  std::memcpy(qs, &q, sizeof q);
-  for (int i = 0; i < 16; ++i) {
-    dots[i] = qs[4 * i] * x[0] + qs[4 * i + 1] * x[1] + qs[4 * i + 2] * x[2] + qs[4 * i + 3] * x[3];
+  Integers dots;
+  for (int i = 0; i < kRegisterLanes; ++i) {
+    dots[i] = q[4 * i] * x[0] + q[4 * i + 1] * x[1] + q[4 * i + 2] * x[2] + q[4 * i + 3] * x[3];
   }
-  return sums + load<i32x16>(dots);
+  return sums + dots;
 #endif
 }
 
-// Where the sums of integer products of a block begin: at -zero * sum of x, the first half's alone for Q6_K.
-template <WeightFormat kFormat>
-QUIRE_INLINE i32x16 first_dots(const QuantisedBlock& x) {
-  if constexpr (has_minimum(kFormat)) return i32x16{};
-  return splat((kFormat == WeightFormat::kQ6_K ? x.shifted_first : x.shifted_sum) >> zero_shift(kFormat));
+// Sums of the products of vectors [kBegin, kEnd) of a block with those columns of H rows.
+#if defined(__AVX512F__)
+// A block stays in eight of 32 registers and the rows take turns.
+template <WeightFormat kFormat, int H, int kBegin, int kEnd>
+QUIRE_INLINE void sum_products(const uint8_t* quants, const QuantisedBlock* x, Integers (&dots)[H]) {
+  Quads q[kEnd - kBegin];
+#pragma GCC unroll 8
+  for (int k = kBegin; k < kEnd; ++k) q[k - kBegin] = quants_at<kFormat>(quants, k);
+#pragma GCC unroll 12
+  for (int h = 0; h < H; ++h) {
+    dots[h] = Integers{};
+#pragma GCC unroll 8
+    for (int k = kBegin; k < kEnd; ++k) dots[h] = dot4<kIsWide<kFormat>>(dots[h], q[k - kBegin], x[h].q + 4 * k);
+  }
 }
+#elif defined(__AVX2__)
+// Each vector is used for all rows before the next is taken: there are 16 registers. Pairs of products are added up in
+// 16 bits as long as they cannot overflow, and then in 32. Of 8-bit numbers the sign goes over to x.
+template <WeightFormat kFormat, int H, int kBegin, int kEnd>
+QUIRE_INLINE void sum_products(const uint8_t* quants, const QuantisedBlock* x, Integers (&dots)[H]) {
+  constexpr int kSafe = kIsWide<kFormat> ? 1 : kFormat == WeightFormat::kQ6_K ? 2 : kHasFifthBit<kFormat> ? 4 : 8;
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i narrow[H], wide[H];
+#pragma GCC unroll 8
+  for (int k = kBegin; k < kEnd; ++k) {
+    __m256i q = reinterpret_cast<__m256i>(quants_at<kFormat>(quants, k)), size = q;
+    if constexpr (kIsWide<kFormat>) {
+      q = _mm256_xor_si256(q, _mm256_set1_epi8(-128));
+      size = _mm256_abs_epi8(q);
+    }
+    const bool is_first = (k - kBegin) % kSafe == 0, is_last = k + 1 == kEnd || (k - kBegin) % kSafe == kSafe - 1;
+#pragma GCC unroll 6
+    for (int h = 0; h < H; ++h) {
+      int32_t four;
+      std::memcpy(&four, x[h].q + 4 * k, sizeof four);
+      __m256i xs = _mm256_set1_epi32(four);
+      if constexpr (kIsWide<kFormat>) xs = _mm256_sign_epi8(xs, q);
+      const __m256i pairs = _mm256_maddubs_epi16(size, xs);
+      narrow[h] = is_first ? pairs : _mm256_add_epi16(narrow[h], pairs);
+      keep(narrow[h]);  // or all products are taken first, and wait in memory to be added up
+      if (!is_last) continue;
+      const __m256i sums = _mm256_madd_epi16(narrow[h], ones);
+      wide[h] = k - kBegin < kSafe ? sums : _mm256_add_epi32(wide[h], sums);
+    }
+  }
+#pragma GCC unroll 6
+  for (int h = 0; h < H; ++h) dots[h] = reinterpret_cast<Integers>(wide[h]);
+}
+#else
+template <WeightFormat kFormat, int H, int kBegin, int kEnd>
+QUIRE_INLINE void sum_products(const uint8_t* quants, const QuantisedBlock* x, Integers (&dots)[H]) {
+  for (int h = 0; h < H; ++h) dots[h] = Integers{};
+  for (int k = kBegin; k < kEnd; ++k) {
+    const Quads q = quants_at<kFormat>(quants, k);
+    for (int h = 0; h < H; ++h) dots[h] = dot4<kIsWide<kFormat>>(dots[h], q, x[h].q + 4 * k);
+  }
+}
+#endif
 
-QUIRE_INLINE i32x16 second_dots(const QuantisedBlock& x) {
-  return splat((x.shifted_sum - x.shifted_first) >> zero_shift(WeightFormat::kQ6_K));
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool kTakesSigns = true;
+#else
+constexpr bool kTakesSigns = false;
+#endif
+
+// The products with the zero of vectors of the first half of a block, or of all of it: -zero * sum of x.
+template <WeightFormat kFormat>
+QUIRE_INLINE Integers without_zero(Integers dots, int32_t shifted_sum) {
+  if constexpr (has_minimum(kFormat) || (kTakesSigns && kIsWide<kFormat>)) return dots;
+  return dots + (shifted_sum >> zero_shift(kFormat));
 }
 
 // Scales the integer products of a block and adds them to a row's sums.
 template <WeightFormat kFormat>
-QUIRE_INLINE f32x16 add_dots(const UnpackedBlock& block, const QuantisedBlock& x, i32x16 dots, f32x16 sums) {
-  sums = fma(to_float(dots), block.scale * x.scale, sums);
-  if constexpr (has_minimum(kFormat)) sums = fma(block.second, splat(x.scaled_sum), sums);
+QUIRE_INLINE Floats add_dots(const Scales& scales, const QuantisedBlock& x, Integers dots, Floats sums) {
+  sums = multiply_add(__builtin_convertvector(dots, Floats), scales.scale * broadcast(x.scale), sums);
+  if constexpr (has_minimum(kFormat)) sums = multiply_add(scales.second, broadcast(x.scaled_sum), sums);
   return sums;
 }
 
-#if !defined(__AVX512F__)
-// Sums of the products of vectors [kBegin, kEnd) of a block with those columns of H rows.
-#if defined(__AVX2__)
-// Pairs of products are added up in 16 bits as long as they cannot overflow, and then in 32. Of 8-bit numbers the top
-// bit is multiplied by itself.
-template <WeightFormat kFormat, int H, int kBegin, int kEnd>
-QUIRE_INLINE void sum_products(const u8x64 (&q)[8], const QuantisedBlock* x, i32x16 (&dots)[H]) {
-  constexpr bool kIsTopApart = kIsWide<kFormat>;
-  constexpr int kSafe = kIsTopApart ? 1 : kFormat == WeightFormat::kQ6_K ? 2 : kHasFifthBit<kFormat> ? 4 : 8;
-  const __m256i ones = _mm256_set1_epi16(1);
-  for (int half = 0; half < 2; ++half) {
-    __m256i wide[H], narrow[H], top[H];
-#pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) wide[h] = narrow[h] = top[h] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-    for (int k = kBegin; k < kEnd; ++k) {
-      const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&q[k]) + half);
-      const __m256i low = kIsTopApart ? _mm256_and_si256(all, _mm256_set1_epi8(127)) : all;
-      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(all, 7), _mm256_set1_epi8(1));
-#pragma GCC unroll 4
-      for (int h = 0; h < H; ++h) {
-        int32_t four;
-        std::memcpy(&four, x[h].q + 4 * k, sizeof four);
-        const __m256i xs = _mm256_set1_epi32(four);
-        narrow[h] = _mm256_add_epi16(narrow[h], _mm256_maddubs_epi16(low, xs));
-        if constexpr (kIsTopApart) top[h] = _mm256_add_epi16(top[h], _mm256_maddubs_epi16(high, xs));
-        if ((k - kBegin) % kSafe == kSafe - 1) {
-          wide[h] = _mm256_add_epi32(wide[h], _mm256_madd_epi16(narrow[h], ones));
-          narrow[h] = _mm256_setzero_si256();
-        }
-      }
-    }
-#pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) {
-      if constexpr (kIsTopApart) {
-        wide[h] = _mm256_add_epi32(wide[h], _mm256_slli_epi32(_mm256_madd_epi16(top[h], ones), 7));
-      }
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(&dots[h]) + half, wide[h]);
-    }
-  }
+// The same for the second half of a block of Q6_K.
+QUIRE_INLINE Floats add_second_dots(const Scales& scales, const QuantisedBlock& x, Integers dots, Floats sums) {
+  return multiply_add(__builtin_convertvector(dots, Floats), scales.second * broadcast(x.scale), sums);
 }
-#else
-template <WeightFormat kFormat, int H, int kBegin, int kEnd>
-QUIRE_INLINE void sum_products(const u8x64 (&q)[8], const QuantisedBlock* x, i32x16 (&dots)[H]) {
-  for (int h = 0; h < H; ++h) dots[h] = i32x16{};
-  for (int k = kBegin; k < kEnd; ++k) {
-    for (int h = 0; h < H; ++h) dots[h] = dot4<kIsWide<kFormat>>(dots[h], q[k], x[h].q + 4 * k);
-  }
-}
-#endif
-#endif
 
-// Adds a block's products of H rows to their sums. With 32 registers a block stays in eight of them and rows take
-// turns; with 16 each vector of the block is used for all rows before the next is taken.
+// Adds a block's products of H rows to their sums.
 template <WeightFormat kFormat, int H>
-QUIRE_INLINE void add_block(const UnpackedBlock& block, const QuantisedBlock* x, f32x16 (&sums)[H]) {
-#if defined(__AVX512F__)
+QUIRE_INLINE void add_block(const uint8_t* quants, const Scales& scales, const QuantisedBlock* x, Floats (&sums)[H]) {
+  constexpr bool kHasHalves = kFormat == WeightFormat::kQ6_K;
+  Integers dots[H];
+  sum_products<kFormat, H, 0, kHasHalves ? 4 : 8>(quants, x, dots);
 #pragma GCC unroll 12
   for (int h = 0; h < H; ++h) {
-    i32x16 dots = first_dots<kFormat>(x[h]);
-    if constexpr (kFormat == WeightFormat::kQ6_K) {
-      i32x16 later = second_dots(x[h]);
-      for (int k = 0; k < 4; ++k) dots = dot4<false>(dots, block.q[k], x[h].q + 4 * k);
-      for (int k = 4; k < 8; ++k) later = dot4<false>(later, block.q[k], x[h].q + 4 * k);
-      sums[h] = add_dots<kFormat>(block, x[h], dots, sums[h]);
-      sums[h] = fma(to_float(later), block.second * x[h].scale, sums[h]);
-    } else {
-      for (int k = 0; k < 8; ++k) dots = dot4<kIsWide<kFormat>>(dots, block.q[k], x[h].q + 4 * k);
-      sums[h] = add_dots<kFormat>(block, x[h], dots, sums[h]);
-    }
+    const int32_t shifted_sum = kHasHalves ? x[h].shifted_first : x[h].shifted_sum;
+    sums[h] = add_dots<kFormat>(scales, x[h], without_zero<kFormat>(dots[h], shifted_sum), sums[h]);
   }
-#else
-  i32x16 dots[H];
-  sum_products<kFormat, H, 0, kFormat == WeightFormat::kQ6_K ? 4 : 8>(block.q, x, dots);
-#pragma GCC unroll 4
-  for (int h = 0; h < H; ++h) sums[h] = add_dots<kFormat>(block, x[h], dots[h] + first_dots<kFormat>(x[h]), sums[h]);
-  if constexpr (kFormat == WeightFormat::kQ6_K) {
-    sum_products<kFormat, H, 4, 8>(block.q, x, dots);
-#pragma GCC unroll 4
+  if constexpr (kHasHalves) {
+    sum_products<kFormat, H, 4, 8>(quants, x, dots);
+#pragma GCC unroll 12
     for (int h = 0; h < H; ++h) {
-      sums[h] = fma(to_float(dots[h] + second_dots(x[h])), block.second * x[h].scale, sums[h]);
+      const Integers second = without_zero<kFormat>(dots[h], x[h].shifted_sum - x[h].shifted_first);
+      sums[h] = add_second_dots(scales, x[h], second, sums[h]);
     }
   }
-#endif
 }
 
-// Products of a tile of H rows with a group of a quantised segment.
+// Asks for what the loop over the blocks of a group, and of the next, needs some blocks later: a page at a time, which
+// is as far as machines look ahead by themselves, keeps memory waiting.
+QUIRE_INLINE void prefetch_block(const uint8_t* quants, int64_t quant_bytes, const uint8_t* scales,
+                                 int64_t scale_bytes) {
+  const uint8_t* ahead = quants + kBlocksAhead * quant_bytes;
+  for (int64_t byte = 0; byte < quant_bytes; byte += kCacheLine) __builtin_prefetch(ahead + byte);
+  __builtin_prefetch(scales + kBlocksAhead * scale_bytes);
+}
+
+// Products of a tile of H rows with a group of a quantised segment. Of few rows, which
+// wait for memory, a block is taken whole; of many the sums of a part of it fill the registers.
 template <WeightFormat kFormat, int H>
 void multiply_quantised(const Segment& segment, int64_t group, const uint8_t* tile, f32x16* out) {
-  const QuantisedBlock* x = reinterpret_cast<const QuantisedBlock*>(tile);
-  f32x16 sums[H];
-#pragma GCC unroll 12
-  for (int h = 0; h < H; ++h) sums[h] = f32x16{};
-  UnpackedBlock block;
-  const uint8_t* quants = segment.quants_of(group, 0);
-  const uint8_t* scales = segment.scales_of(group, 0);
-  const uint8_t* supers = segment.supers_of(group, 0);
+  constexpr int kPartsPerPass = H <= 2 ? kParts : 1;
   const int64_t quant_bytes = segment.quant_bytes(), scale_bytes = traits(kFormat).scale_bytes;
   const int64_t super_bytes = kFormat == WeightFormat::kInt8 ? 0 : traits(kFormat).super_bytes;
-  for (int64_t b = 0; b < segment.num_blocks; ++b, x += H) {
-    unpack_quants<kFormat>(quants, block.q);
-    unpack_scales<kFormat>(scales, supers, &block);
-    quants += quant_bytes;
-    scales += scale_bytes;
-    if (b % kSuperBlocks == kSuperBlocks - 1) supers += super_bytes;
-    add_block<kFormat, H>(block, x, sums);
-  }
+  for (int pass = 0; pass < kParts; pass += kPartsPerPass) {
+    const QuantisedBlock* x = reinterpret_cast<const QuantisedBlock*>(tile);
+    const uint8_t* quants = segment.quants_of(group, 0);
+    const uint8_t* scales = segment.scales_of(group, 0);
+    const uint8_t* supers = segment.supers_of(group, 0);
+    Floats sums[kPartsPerPass][H];
+#pragma GCC unroll 4
+    for (int part = 0; part < kPartsPerPass; ++part) {
 #pragma GCC unroll 12
-  for (int h = 0; h < H; ++h) out[h] = sums[h];
+      for (int h = 0; h < H; ++h) sums[part][h] = Floats{};
+    }
+    for (int64_t b = 0; b < segment.num_blocks; ++b, x += H) {
+      if constexpr (H <= 2) prefetch_block(quants, quant_bytes, scales, scale_bytes);
+#pragma GCC unroll 4
+      for (int part = 0; part < kPartsPerPass; ++part) {
+        const int first = (pass + part) * kRegisterLanes;
+        add_block<kFormat, H>(quants + 4 * first, scales_at<kFormat>(scales, supers, first), x, sums[part]);
+      }
+      quants += quant_bytes;
+      scales += scale_bytes;
+      if (b % kSuperBlocks == kSuperBlocks - 1) supers += super_bytes;
+    }
+#pragma GCC unroll 4
+    for (int part = 0; part < kPartsPerPass; ++part) {
+#pragma GCC unroll 12
+      for (int h = 0; h < H; ++h) {
+        store(reinterpret_cast<float*>(out + h) + (pass + part) * kRegisterLanes, sums[part][h]);
+      }
+    }
+  }
 }
 
 }  // namespace quire::QUIRE_ISA
@@ -425,54 +218,80 @@ struct TileShapes {
 };
 #endif
 
-// Two columns of 16 rows of bfloat16, as floats.
-QUIRE_INLINE void unpack_bfloat16_pair(const uint8_t* from, f32x16* even, f32x16* odd) {
-  const u32x16 pairs = load<u32x16>(from);
-  *even = reinterpret_cast<f32x16>(pairs << 16);
-  *odd = reinterpret_cast<f32x16>(pairs & 0xffff0000u);
+// Registers of a group that a loop over the columns takes at once: their sums do not wait for each other.
+constexpr int kPartsAtOnce = kParts < 2 ? kParts : 2;
+
+// Adds the products of a column of kPartsAtOnce registers of rows with H rows of x.
+template <int H>
+QUIRE_INLINE void add_column(const Floats (&w)[kPartsAtOnce], const float* x, Floats (&sums)[kPartsAtOnce][H]) {
+#pragma GCC unroll 12
+  for (int h = 0; h < H; ++h) {
+    const Floats xs = broadcast(x[h]);
+    for (int part = 0; part < kPartsAtOnce; ++part) add_product(sums[part][h], w[part], xs);
+  }
 }
+
+// Products of a tile of H rows with rows of a group of floats, kPartsAtOnce registers of them from row `first`.
+template <WeightFormat kFormat, int H>
+QUIRE_INLINE void multiply_columns(const uint8_t* weight, int64_t num_columns, int first, const float* x, f32x16* out) {
+  constexpr int kColumns = kColumnsAtOnce<kFormat>;
+  Floats sums[kPartsAtOnce][H];
+#pragma GCC unroll 2
+  for (int part = 0; part < kPartsAtOnce; ++part) {
+#pragma GCC unroll 12
+    for (int h = 0; h < H; ++h) sums[part][h] = Floats{};
+  }
+  for (int64_t column = 0; column < num_columns; column += kColumns, x += kColumns * H) {
+#pragma GCC unroll 2
+    for (int i = 0; i < kColumns; ++i) {
+      Floats w[kPartsAtOnce];
+      for (int part = 0; part < kPartsAtOnce; ++part) {
+        w[part] = column_at<kFormat>(weight, i, first + part * kRegisterLanes);
+      }
+      add_column<H>(w, x + i * H, sums);
+    }
+    weight += kColumns * kGroupRows * kNumberBytesOf<kFormat>;
+  }
+  for (int part = 0; part < kPartsAtOnce; ++part) {
+#pragma GCC unroll 12
+    for (int h = 0; h < H; ++h) {
+      store(reinterpret_cast<float*>(out + h) + first + part * kRegisterLanes, sums[part][h]);
+    }
+  }
+}
+
+#if defined(__AVX512BF16__)
+// The same for machines that multiply bfloat16.
+template <int H>
+QUIRE_INLINE void multiply_bfloat16(const uint8_t* weight, int64_t num_columns, const uint8_t* tile, f32x16* out) {
+  const int32_t* x = reinterpret_cast<const int32_t*>(tile);
+  __m512 sums[H];
+#pragma GCC unroll 12
+  for (int h = 0; h < H; ++h) sums[h] = _mm512_setzero_ps();
+  for (int64_t column = 0; column < num_columns; column += 2, weight += 64, x += H) {
+    const __m512bh w = reinterpret_cast<__m512bh>(load<i32x16>(weight));
+#pragma GCC unroll 12
+    for (int h = 0; h < H; ++h) {
+      sums[h] = _mm512_dpbf16_ps(sums[h], w, reinterpret_cast<__m512bh>(_mm512_set1_epi32(x[h])));
+    }
+  }
+#pragma GCC unroll 12
+  for (int h = 0; h < H; ++h) out[h] = reinterpret_cast<f32x16>(sums[h]);
+}
+#endif
 
 // Products of a tile of H rows with a group of a segment of floats.
 template <WeightFormat kFormat, int H>
 void multiply_floats(const Segment& segment, int64_t group, const uint8_t* tile, f32x16* out) {
   const uint8_t* weight = segment.quants_of(group, 0);
   const int64_t num_columns = segment.num_blocks * kBlockColumns;
-  f32x16 sums[H];
-#pragma GCC unroll 12
-  for (int h = 0; h < H; ++h) sums[h] = f32x16{};
-  if constexpr (kFormat == WeightFormat::kBfloat16) {
-    for (int64_t pair = 0; pair < num_columns / 2; ++pair, weight += 64) {
 #if defined(__AVX512BF16__)
-      const __m512bh w = reinterpret_cast<__m512bh>(load<i32x16>(weight));
-      const int32_t* x = reinterpret_cast<const int32_t*>(tile) + pair * H;
-#pragma GCC unroll 12
-      for (int h = 0; h < H; ++h) {
-        sums[h] = reinterpret_cast<f32x16>(_mm512_dpbf16_ps(
-            reinterpret_cast<__m512>(sums[h]), w, reinterpret_cast<__m512bh>(_mm512_set1_epi32(x[h]))));
-      }
-#else
-      f32x16 even, odd;
-      unpack_bfloat16_pair(weight, &even, &odd);
-      const float* x = reinterpret_cast<const float*>(tile) + pair * 2 * H;
-#pragma GCC unroll 12
-      for (int h = 0; h < H; ++h) sums[h] = fma(odd, splat(x[H + h]), fma(even, splat(x[h]), sums[h]));
+  if constexpr (kFormat == WeightFormat::kBfloat16) return multiply_bfloat16<H>(weight, num_columns, tile, out);
 #endif
-    }
-  } else {
-    const float* x = reinterpret_cast<const float*>(tile);
-    for (int64_t column = 0; column < num_columns; ++column, x += H) {
-      f32x16 w;
-      if constexpr (kFormat == WeightFormat::kFloat32) {
-        w = load<f32x16>(weight + column * 64);
-      } else {
-        w = from_float16(load<u16x16>(weight + column * 32));
-      }
-#pragma GCC unroll 12
-      for (int h = 0; h < H; ++h) sums[h] = fma(w, splat(x[h]), sums[h]);
-    }
+  const float* x = reinterpret_cast<const float*>(tile);
+  for (int first = 0; first < kGroupRows; first += kPartsAtOnce * kRegisterLanes) {
+    multiply_columns<kFormat, H>(weight, num_columns, first, x, out);
   }
-#pragma GCC unroll 12
-  for (int h = 0; h < H; ++h) out[h] = sums[h];
 }
 
 template <WeightFormat kFormat, int H>
@@ -500,8 +319,8 @@ void multiply_height(const Segment& segment, int64_t group, const uint8_t* tile,
     case 2: return multiply_tile<kFormat, 2>(segment, group, tile, out);
     case 3: return multiply_tile<kFormat, 3>(segment, group, tile, out);
     case 4: return multiply_tile<kFormat, 4>(segment, group, tile, out);
-#if defined(__AVX512F__)
     case 6: return multiply_tile<kFormat, 6>(segment, group, tile, out);
+#if defined(__AVX512F__)
     case 8: return multiply_tile<kFormat, 8>(segment, group, tile, out);
     case 10: return multiply_tile<kFormat, 10>(segment, group, tile, out);
     case 12: return multiply_tile<kFormat, 12>(segment, group, tile, out);

@@ -9,21 +9,6 @@
 namespace quire {
 namespace {
 
-constexpr FormatTraits kTraits[] = {
-    {"float32", false, 32, 0, false, 0, 0, 0, 0},
-    {"bfloat16", false, 16, 0, false, 0, 0, 0, 0},
-    {"float16", false, 16, 0, false, 0, 0, 0, 0},
-    {"int8", true, 8, 128, false, 0, 64, 0, 0},
-    {"Q4_0", true, 4, 8, false, 32, 0, 32, 18},
-    {"Q4_1", true, 4, 0, true, 64, 0, 32, 20},
-    {"Q5_0", true, 5, 16, false, 32, 0, 32, 22},
-    {"Q5_1", true, 5, 0, true, 64, 0, 32, 24},
-    {"Q8_0", true, 8, 128, false, 32, 0, 32, 34},
-    {"Q4_K", true, 4, 0, true, 32, 64, 256, 144},
-    {"Q5_K", true, 5, 0, true, 32, 64, 256, 176},
-    {"Q6_K", true, 6, 32, false, 32, 32, 256, 210},
-};
-
 uint16_t read_half(const uint8_t* from) {
   uint16_t half;
   std::memcpy(&half, from, sizeof half);
@@ -271,10 +256,6 @@ float number_of(const Segment& segment, int64_t row, int64_t column) {
 }
 
 }  // namespace
-
-const FormatTraits& traits(WeightFormat format) {
-  return kTraits[static_cast<int>(format)];
-}
 
 WeightFormat format_named(const std::string& name) {
   for (int i = 0; i < static_cast<int>(WeightFormat::kCount); ++i) {

@@ -53,7 +53,24 @@ struct FormatTraits {
   int64_t row_block_bytes;
 };
 
-const FormatTraits& traits(WeightFormat format);
+inline constexpr FormatTraits kTraits[] = {
+    {"float32", false, 32, 0, false, 0, 0, 0, 0},
+    {"bfloat16", false, 16, 0, false, 0, 0, 0, 0},
+    {"float16", false, 16, 0, false, 0, 0, 0, 0},
+    {"int8", true, 8, 128, false, 0, 64, 0, 0},
+    {"Q4_0", true, 4, 8, false, 32, 0, 32, 18},
+    {"Q4_1", true, 4, 0, true, 64, 0, 32, 20},
+    {"Q5_0", true, 5, 16, false, 32, 0, 32, 22},
+    {"Q5_1", true, 5, 0, true, 64, 0, 32, 24},
+    {"Q8_0", true, 8, 128, false, 32, 0, 32, 34},
+    {"Q4_K", true, 4, 0, true, 32, 64, 256, 144},
+    {"Q5_K", true, 5, 0, true, 32, 64, 256, 176},
+    {"Q6_K", true, 6, 32, false, 32, 32, 256, 210},
+};
+
+constexpr const FormatTraits& traits(WeightFormat format) {
+  return kTraits[static_cast<int>(format)];
+}
 
 // The format of that name. Throws std::invalid_argument for another.
 WeightFormat format_named(const std::string& name);

@@ -19,9 +19,35 @@ QUIRE_INLINE Floats broadcast(float value) {
   return value - Floats{};
 }
 
+// The second of two numbers of which one is NaN.
+QUIRE_INLINE Floats max_in_register(Floats a, Floats b) {
+  return a > b ? a : b;
+}
+
+QUIRE_INLINE Floats abs_in_register(Floats a) {
+  return reinterpret_cast<Floats>(reinterpret_cast<Words>(a) & 0x7fffffffu);
+}
+
+QUIRE_INLINE bool is_zero(Floats a) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(reinterpret_cast<__m512>(a), _mm512_setzero_ps(), _CMP_EQ_OQ) == 0xffff;
+#elif defined(__AVX__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(reinterpret_cast<__m256>(a), _mm256_setzero_ps(), _CMP_EQ_OQ)) == 0xff;
+#else
+  bool is_zero = true;
+  for (int i = 0; i < kRegisterLanes; ++i) is_zero = is_zero && a[i] == 0.0f;
+  return is_zero;
+#endif
+}
+
 QUIRE_INLINE float largest_in_register(Floats a) {
 #if defined(__AVX512F__)
   return largest(a);
+#elif defined(__AVX__)
+  const __m256 all = reinterpret_cast<__m256>(a);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 #else
   float lanes[kRegisterLanes];
   store(lanes, a);
@@ -32,8 +58,9 @@ QUIRE_INLINE float largest_in_register(Floats a) {
 #endif
 }
 
-// Keeps the compiler from loading a register's content anew for each use.
-QUIRE_INLINE void keep(Floats& value) {
+// Keeps the compiler from working a register's content out anew for each use, or in another order.
+template <typename Register>
+QUIRE_INLINE void keep(Register& value) {
 #if defined(__AVX512F__)
   asm("" : "+v"(value));
 #elif defined(__x86_64__)
@@ -56,6 +83,15 @@ QUIRE_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
                                             reinterpret_cast<float32x4_t>(b)));
 #else
   return a * b + c;
+#endif
+}
+
+// sum += a * b. In the register of the sum: GCC 12 takes that of a factor else, and runs out of them.
+QUIRE_INLINE void add_product(Floats& sum, Floats a, Floats b) {
+#if defined(__FMA__) && !defined(__AVX512F__)
+  asm("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+#else
+  sum = multiply_add(a, b, sum);
 #endif
 }
 

@@ -63,11 +63,13 @@ inline void find_block(const AttentionTask& task, const AttentionTile& tile, con
   }
 }
 
-// Into the second cache: in a model the vectors come from far, and the first has few places for lines under way.
-inline void prefetch_vectors(const uint8_t* const* vectors, int count, int64_t vector_bytes) {
-  for (int i = 0; i < count; ++i) {
+// Vectors [begin, end) of a block. Into the second cache: in a model they come from far, and the first has few places
+// for lines under way.
+inline void prefetch_part(const KeyBlock& block, int begin, int end, int64_t vector_bytes) {
+  for (int i = begin; i < end; ++i) {
     for (int64_t byte = 0; byte < vector_bytes; byte += static_cast<int64_t>(kCacheLine)) {
-      __builtin_prefetch(vectors[i] + byte, 0, 2);
+      __builtin_prefetch(block.keys[i] + byte, 0, 2);
+      __builtin_prefetch(block.values[i] + byte, 0, 2);
     }
   }
 }

@@ -7,8 +7,8 @@ namespace quire {
 
 // Attention of layer `layer`: tiles of consecutive queries of one sequence, each for one key head.
 //
-// Where tiles are too few to keep all threads busy, each is cut into its segments of keys, whose results a second
-// phase merges.
+// Where tiles abound, those of all key heads are one piece of work: the cache has their keys side by side. Where they
+// are too few to keep all threads busy, each is cut into its segments of keys, whose results a second phase merges.
 class AttentionInstruction : public Instruction {
  public:
   AttentionInstruction(AttentionTask task, int64_t layer, ValueId query, ValueId out)
@@ -23,7 +23,7 @@ class AttentionInstruction : public Instruction {
   int64_t num_chunks(const Run& run, int phase) const override {
     const Split split = split_of(run);
     const int64_t tiles = num_tile_places(run.inputs) * task_.num_kv_heads;
-    if (phase == 0) return tiles * std::max<int64_t>(1, split.segments);
+    if (phase == 0) return tiles * std::max<int64_t>(1, split.segments) / heads_per_chunk(run);
     return split.segments > 0 ? tiles : 0;
   }
 
@@ -35,24 +35,20 @@ class AttentionInstruction : public Instruction {
 
   void run_chunk(const Run& run, int phase, int64_t chunk, Scratch& scratch) const override {
     const Split split = split_of(run);
+    if (split.segments == 0) return attend_tiles(run, chunk, scratch);
     const int64_t pieces = phase == 0 ? std::max<int64_t>(1, split.segments) : 1;
     const int64_t place = chunk / pieces;
     AttentionTile tile;
     if (!find_tile(run.inputs, place, &tile)) return;
     const LayerCache& cache = run.inputs.caches[layer_];
     const AttentionKernels& kernels = run.kernels->attention;
-    const float* query = run.value(query_);
-    if (split.segments == 0) {
-      kernels.attend_tile(task_, tile, run.inputs, cache, query, run.value(out_), scratch);
-      return;
-    }
     const int64_t first = task_.first_key(tile.first_position) / kSegmentKeys;
     const int64_t end = divide_up(tile.end_position(), kSegmentKeys);
     float* partials = reinterpret_cast<float*>(run.workspace) + place * split.segments * split.partial_floats;
     if (phase == 1) {
       kernels.merge_segments(task_, tile, partials, split.partial_floats, end - first, run.value(out_));
     } else if (const int64_t piece = chunk % pieces; first + piece < end) {
-      kernels.attend_segment(task_, tile, first + piece, run.inputs, cache, query,
+      kernels.attend_segment(task_, tile, first + piece, run.inputs, cache, run.value(query_),
                              partials + piece * split.partial_floats, scratch);
     }
   }
@@ -60,6 +56,23 @@ class AttentionInstruction : public Instruction {
  private:
   static constexpr int64_t kTileRows = 96;
   static constexpr int64_t kTilesPerThread = 4;
+
+  int64_t heads_per_chunk(const Run& run) const {
+    return num_tile_places(run.inputs) >= kTilesPerThread * run.num_threads ? task_.num_kv_heads : 1;
+  }
+
+  // The tiles of a chunk, whole.
+  void attend_tiles(const Run& run, int64_t chunk, Scratch& scratch) const {
+    const int64_t heads = heads_per_chunk(run);
+    for (int64_t head = 0; head < heads; ++head) {
+      AttentionTile tile;
+      if (!find_tile(run.inputs, chunk * heads + head, &tile)) return;
+      tile.is_first_head = head == 0;
+      tile.is_last_head = head + 1 == heads;
+      run.kernels->attention.attend_tile(task_, tile, run.inputs, run.inputs.caches[layer_], run.value(query_),
+                                         run.value(out_), scratch);
+    }
+  }
 
   // How tiles are cut into segments: into at most so many, 0 where they are not cut.
   struct Split {

@@ -12,6 +12,8 @@
 // zeros are made positive.)
 #pragma once
 
+#include <utility>
+
 #include "paged_attention/cpu/attention_panels.h"
 
 namespace quire::QUIRE_ISA {
@@ -32,6 +34,7 @@ struct TileWork {
   float* partials[2];  // memory of AttentionPartial
 
   AttentionPartial partial(int index) const { return {partials[index], num_rows, width}; }
+  int64_t vector_bytes() const { return task.head_dim * cache_number_bytes(inputs.cache_format); }
   int64_t position(int64_t row) const { return tile.first_position + row / task.group_size(); }
 };
 
@@ -231,17 +234,19 @@ inline void attend_block(const TileWork& work, const KeyBlock& block, const Atte
 }
 
 // So few rows that they are worked on together: keys come straight from the cache, and values where whole registers
-// end with the vectors. Meanwhile the next block is fetched.
+// end with the vectors. Meanwhile the next block, if there is one, is fetched.
 template <CacheFormat kFormat>
-inline void attend_block_directly(const TileWork& work, const KeyBlock& block, const KeyBlock& next,
+inline void attend_block_directly(const TileWork& work, const KeyBlock& block, const KeyBlock* next,
                                   const AttentionPartial& partial) {
   alignas(64) float scores[kScoreFloats];
   const int64_t vector_bytes = work.task.head_dim * kNumberBytes<kFormat>;
   const RowGroup group = group_of(work, block, 0);
   const RowPanels& panels = kPanels<kFormat>[group.num_rows - 1];
-  for (int key = group.first_vector * kLanes; key < group.end_vector * kLanes; key += kRegisterLanes) {
-    prefetch_vectors(next.keys + key, kRegisterLanes, vector_bytes);
-    prefetch_vectors(next.values + key, kRegisterLanes, vector_bytes);
+  const int first = group.first_vector * kLanes, end = group.end_vector * kLanes;
+  // A few lines with each register of keys: there are few places for lines under way.
+  const int share = static_cast<int>(divide_up(kBlockKeys * kRegisterLanes, end - first));
+  for (int key = first, fetched = 0; key < end; key += kRegisterLanes, fetched += share) {
+    if (next != nullptr) prefetch_part(*next, fetched, std::min(fetched + share, kBlockKeys), vector_bytes);
     panels.cached_score(work.query, work.task.head_dim, block.keys + key, scores + key);
   }
   if (work.task.head_dim == work.width) {
@@ -257,7 +262,7 @@ inline void attend_block_directly(const TileWork& work, const KeyBlock& block, c
 }
 
 template <CacheFormat kFormat>
-inline void attend_block(const TileWork& work, const KeyBlock& block, const KeyBlock& next,
+inline void attend_block(const TileWork& work, const KeyBlock& block, const KeyBlock* next,
                          const AttentionPartial& partial) {
   if (work.num_rows <= kMaxPanelRows) {
     attend_block_directly<kFormat>(work, block, next, partial);
@@ -266,7 +271,7 @@ inline void attend_block(const TileWork& work, const KeyBlock& block, const KeyB
   }
 }
 
-inline void attend_block(const TileWork& work, const KeyBlock& block, const KeyBlock& next,
+inline void attend_block(const TileWork& work, const KeyBlock& block, const KeyBlock* next,
                          const AttentionPartial& partial) {
   switch (work.inputs.cache_format) {
     case CacheFormat::kFloat32: return attend_block<CacheFormat::kFloat32>(work, block, next, partial);
@@ -283,16 +288,20 @@ inline void attend_keys(const TileWork& work, int64_t segment, const AttentionPa
   std::fill_n(partial.best, work.num_rows, -INFINITY);
   std::fill_n(work.totals, work.num_rows * kLanes, 0.0f);
   KeyBlock blocks[2];
-  int current = 0;
-  int64_t first = first_key / kBlockKeys * kBlockKeys;
-  find_block(work.task, work.tile, work.inputs, work.cache, first, &blocks[current]);
-  for (; first < end; first += kBlockKeys, current = 1 - current) {
-    // The last block has itself for the next one.
-    const int next = first + kBlockKeys < end ? 1 - current : current;
-    if (next != current) {
-      find_block(work.task, work.tile, work.inputs, work.cache, first + kBlockKeys, &blocks[next]);
+  KeyBlock *block = &blocks[0], *next = &blocks[1];
+  const int64_t begin = first_key / kBlockKeys * kBlockKeys;
+  find_block(work.task, work.tile, work.inputs, work.cache, begin, block);
+  if (work.tile.is_first_head) prefetch_part(*block, 0, kBlockKeys, work.vector_bytes());
+  for (int64_t first = begin; first < end; first += kBlockKeys, std::swap(block, next)) {
+    const bool is_last = first + kBlockKeys >= end, has_next = !is_last || !work.tile.is_last_head;
+    if (!is_last) {
+      find_block(work.task, work.tile, work.inputs, work.cache, first + kBlockKeys, next);
+    } else if (has_next) {
+      AttentionTile neighbour = work.tile;
+      ++neighbour.kv_head;
+      find_block(work.task, neighbour, work.inputs, work.cache, begin, next);
     }
-    attend_block(work, blocks[current], blocks[next], partial);
+    attend_block(work, *block, has_next ? next : nullptr, partial);
   }
   for (int64_t row = 0; row < work.num_rows; ++row) partial.totals[row] = sum(load<f32x16>(work.totals + row * kLanes));
 }

@@ -1,7 +1,7 @@
 // The micro kernels of attention: a few rows times some registers of columns, sums in registers. Included by each
 // instruction set's translation unit.
 //
-// Each number is one chain of multiply_add in the order of head dims (scores) or keys (sums of values), whatever the
+// Each number is one chain of products in the order of head dims (scores) or keys (sums of values), whatever the
 // rows and columns beside it: the shape of a panel changes no bit.
 #pragma once
 
@@ -31,7 +31,7 @@ inline void score_panel(const float* query, int64_t head_dim, const float* keys,
     for (int r = 0; r < kRows; ++r) {
       const Floats number = broadcast(query[r * head_dim + i]);
 #pragma GCC unroll 4
-      for (int c = 0; c < kColumns; ++c) sums[r][c] = multiply_add(number, key[c], sums[r][c]);
+      for (int c = 0; c < kColumns; ++c) add_product(sums[r][c], number, key[c]);
     }
   }
 #pragma GCC unroll 6
@@ -63,7 +63,7 @@ inline void score_cached_keys(const float* query, int64_t head_dim, const uint8_
         keep(key);
 #pragma GCC unroll 6
         for (int r = 0; r < kRows; ++r) {
-          sums[r] = multiply_add(broadcast(numbers[r * head_dim + i * kParts + part]), key, sums[r]);
+          add_product(sums[r], broadcast(numbers[r * head_dim + i * kParts + part]), key);
         }
       }
     }
@@ -102,7 +102,7 @@ inline void value_panel(const float* weights, const ValueRows& values, int64_t c
     for (int r = 0; r < kRows; ++r) {
       const Floats weight = broadcast(weights[r * kBlockKeys + key]);
 #pragma GCC unroll 4
-      for (int c = 0; c < kColumns; ++c) panel[r][c] = multiply_add(weight, value[c], panel[r][c]);
+      for (int c = 0; c < kColumns; ++c) add_product(panel[r][c], weight, value[c]);
     }
   }
 #pragma GCC unroll 6

@@ -30,6 +30,8 @@ struct AttentionTile {
   int64_t num_queries;
   int64_t first_position;  // of the first query in its sequence
   int64_t kv_head;
+  bool is_first_head = true;  // of those that a thread works on one after the other
+  bool is_last_head = true;
 
   int64_t end_position() const { return first_position + num_queries; }
 };
