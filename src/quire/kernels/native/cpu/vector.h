@@ -150,10 +150,6 @@ QUIRE_INLINE f32x16 abs(f32x16 a) {
   return reinterpret_cast<f32x16>(reinterpret_cast<u32x16>(a) & 0x7fffffffu);
 }
 
-QUIRE_INLINE f32x16 to_float(i32x16 a) {
-  return __builtin_convertvector(a, f32x16);
-}
-
 // Nearest integers, ties to even, of numbers below 2^22.
 QUIRE_INLINE i32x16 round_to_int(f32x16 a) {
 #if defined(__AVX512F__)
@@ -230,17 +226,6 @@ QUIRE_INLINE int store_chosen(float* to, f32x16 value, uint32_t bits) {
   for (; bits != 0; bits &= bits - 1) *to++ = lanes[__builtin_ctz(bits)];
 #endif
   return count;
-}
-
-QUIRE_INLINE f32x16 from_bfloat16(u16x16 a) {
-  return reinterpret_cast<f32x16>(__builtin_convertvector(a, u32x16) << 16);
-}
-
-QUIRE_INLINE float from_bfloat16(uint16_t a) {
-  uint32_t bits = static_cast<uint32_t>(a) << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
 }
 
 // Rounds to nearest, ties to even; a NaN stays one.
