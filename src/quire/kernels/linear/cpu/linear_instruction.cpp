@@ -7,8 +7,8 @@ namespace quire {
 namespace {
 
 constexpr int64_t kRowsPreparedByAll = 2;
-// Of few rows, which wait for memory, fewer: at the beginning of a chunk nobody has asked for its weights in advance.
 constexpr int64_t kChunksPerThread = 6;
+// Few rows wait for memory, and nobody has asked for a chunk's first weights in advance.
 constexpr int64_t kChunksPerThreadOfFewRows = 3;
 
 // The half of a gated weight that is multiplied with the gate's groups.

@@ -117,8 +117,11 @@ constexpr bool kTakesSigns = false;
 // The products with the zero of vectors of the first half of a block, or of all of it: -zero * sum of x.
 template <WeightFormat kFormat>
 QUIRE_INLINE Integers without_zero(Integers dots, int32_t shifted_sum) {
-  if constexpr (has_minimum(kFormat) || (kTakesSigns && kIsWide<kFormat>)) return dots;
-  return dots + (shifted_sum >> zero_shift(kFormat));
+  if constexpr (has_minimum(kFormat) || (kTakesSigns && kIsWide<kFormat>)) {
+    return dots;
+  } else {
+    return dots + (shifted_sum >> zero_shift(kFormat));
+  }
 }
 
 // Scales the integer products of a block and adds them to a row's sums.
@@ -164,8 +167,8 @@ QUIRE_INLINE void prefetch_block(const uint8_t* quants, int64_t quant_bytes, con
   __builtin_prefetch(scales + kBlocksAhead * scale_bytes);
 }
 
-// Products of a tile of H rows with a group of a quantised segment. Of few rows, which
-// wait for memory, a block is taken whole; of many the sums of a part of it fill the registers.
+// Products of a tile of H rows with a group of a quantised segment. Of few rows, which wait for memory, a block is taken
+// whole; of many the sums of a part of it fill the registers.
 template <WeightFormat kFormat, int H>
 void multiply_quantised(const Segment& segment, int64_t group, const uint8_t* tile, f32x16* out) {
   constexpr int kPartsPerPass = H <= 2 ? kParts : 1;
@@ -250,7 +253,7 @@ QUIRE_INLINE void multiply_columns(const uint8_t* weight, int64_t num_columns, i
       }
       add_column<H>(w, x + i * H, sums);
     }
-    weight += kColumns * kGroupRows * kNumberBytesOf<kFormat>;
+    weight += kColumns * kGroupRows * traits(kFormat).bits / 8;
   }
   for (int part = 0; part < kPartsAtOnce; ++part) {
 #pragma GCC unroll 12

@@ -4,6 +4,8 @@
 // A vector wider than the machine's registers (vector.h) goes through memory where a loop carries it.
 #pragma once
 
+#include <type_traits>
+
 #include "native/cpu/vector.h"
 
 #if defined(__aarch64__)
@@ -13,7 +15,6 @@
 namespace quire::QUIRE_ISA {
 
 typedef uint16_t Halves __attribute__((vector_size(2 * kRegisterLanes)));
-typedef int8_t Bytes __attribute__((vector_size(kRegisterLanes)));
 
 QUIRE_INLINE Floats broadcast(float value) {
   return value - Floats{};
@@ -132,6 +133,21 @@ QUIRE_INLINE void transpose(Words (&rows)[kRegisterLanes]) {
   }
 }
 
+// A register of bytes of either sign, or of unsigned ones, as floats.
+template <typename Byte>
+QUIRE_INLINE Floats numbers_at(const uint8_t* from) {
+  static_assert(sizeof(Byte) == 1);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+  const bool is_signed = std::is_signed_v<Byte>;
+  return reinterpret_cast<Floats>(
+      _mm256_cvtepi32_ps(is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes)));
+#else
+  typedef Byte Several __attribute__((vector_size(kRegisterLanes)));
+  return __builtin_convertvector(__builtin_convertvector(load<Several>(from), Integers), Floats);
+#endif
+}
+
 // The float16 numbers in the lower halves of words.
 QUIRE_INLINE Floats from_float16_words(Words a) {
 #if defined(__AVX512F__)
@@ -145,6 +161,17 @@ QUIRE_INLINE Floats from_float16_words(Words a) {
   const Words magnitude = (a & 0x7fffu) << 13;
   const Words scaled = reinterpret_cast<Words>(reinterpret_cast<Floats>(magnitude) * 0x1p112f);
   return reinterpret_cast<Floats>(((a & 0x7c00u) == 0x7c00u ? magnitude | 0x7f800000u : scaled) | sign);
+#endif
+}
+
+// A register of float16 numbers.
+QUIRE_INLINE Floats float16_at(const uint8_t* from) {
+#if defined(__AVX512F__)
+  return from_float16(load<u16x16>(from));
+#elif defined(__F16C__)
+  return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+  return from_float16_words(__builtin_convertvector(load<Halves>(from), Words));
 #endif
 }
 

@@ -83,10 +83,11 @@ QUIRE_INLINE Floats load_numbers(const uint8_t* from) {
   if constexpr (kFormat == CacheFormat::kFloat32) {
     return load<Floats>(from);
   } else if constexpr (kFormat == CacheFormat::kInt8) {
-    return __builtin_convertvector(__builtin_convertvector(load<Bytes>(from), Integers), Floats);
+    return numbers_at<int8_t>(from);
+  } else if constexpr (kFormat == CacheFormat::kFloat16) {
+    return float16_at(from);
   } else {
-    const Words words = __builtin_convertvector(load<Halves>(from), Words);
-    return kFormat == CacheFormat::kFloat16 ? from_float16_words(words) : reinterpret_cast<Floats>(words << 16);
+    return reinterpret_cast<Floats>(__builtin_convertvector(load<Halves>(from), Words) << 16);
   }
 }
 

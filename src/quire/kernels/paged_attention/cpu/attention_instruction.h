@@ -23,8 +23,8 @@ class AttentionInstruction : public Instruction {
   int64_t num_chunks(const Run& run, int phase) const override {
     const Split split = split_of(run);
     const int64_t tiles = num_tile_places(run.inputs) * task_.num_kv_heads;
-    if (phase == 0) return tiles * std::max<int64_t>(1, split.segments) / heads_per_chunk(run);
-    return split.segments > 0 ? tiles : 0;
+    if (split.segments == 0) return phase == 0 ? tiles / heads_per_chunk(run) : 0;
+    return phase == 0 ? tiles * split.segments : tiles;
   }
 
   size_t workspace_bytes(const Run& run) const override {
@@ -36,7 +36,7 @@ class AttentionInstruction : public Instruction {
   void run_chunk(const Run& run, int phase, int64_t chunk, Scratch& scratch) const override {
     const Split split = split_of(run);
     if (split.segments == 0) return attend_tiles(run, chunk, scratch);
-    const int64_t pieces = phase == 0 ? std::max<int64_t>(1, split.segments) : 1;
+    const int64_t pieces = phase == 0 ? split.segments : 1;
     const int64_t place = chunk / pieces;
     AttentionTile tile;
     if (!find_tile(run.inputs, place, &tile)) return;

@@ -137,8 +137,7 @@ __attribute__((noinline)) inline void weigh_scores(const RowGroup& group, float*
     float* row = scores + r * kBlockKeys;
     Floats tops = broadcast(best[r]);
     for (int key = group.first_vector * kLanes; key < group.end_vector * kLanes; key += kRegisterLanes) {
-      const Floats score = load<Floats>(row + key);
-      tops = score > tops ? score : tops;
+      tops = max_in_register(load<Floats>(row + key), tops);
     }
     const float top = largest_in_register(tops);
     // -infinity minus itself is no number; e^(-infinity - 0) is 0, as it should be where nothing was seen yet.
