@@ -1,6 +1,6 @@
 """What structured output costs: a batch of mixed schemas against the same batch without grammars.
 
-    python benchmarks/structured.py [--batch 32] [--tokens 64] [--rounds 3] [--model FOLDER] [--engine JSON]
+    python benchmarks/structured.py [--batch 32] [--tokens 64] [--rounds 11] [--model FOLDER] [--engine JSON]
                                     [--results FILE]
 
 Both run the same number of tokens, on the small model unless another is named: `ignore_eos` and schemas whose strings
@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--model", default="")
     parser.add_argument("--engine", help="more options of LLM, a JSON object")
     parser.add_argument("--results", help="file that the raw row is added to")

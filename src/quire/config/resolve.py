@@ -8,9 +8,10 @@ from quire.errors import ConfigError
 
 logger = logging.getLogger("quire.config")
 
-# (sequences, tokens) of a step. Offline use is after throughput, a server also after short steps.
+# (sequences, tokens) of a step: offline use is after throughput.
 OFFLINE_LIMITS = {"cpu": (256, 1024), "cuda": (1024, 16384)}
-SERVER_LIMITS = {"cpu": (128, 2048), "cuda": (512, 1536)}
+# (sequences, tokens beside one for each of them) on a server, where all who are answered wait for a step's prompts.
+SERVER_LIMITS = {"cpu": (128, 64), "cuda": (512, 1024)}
 
 CUDA_BLOCK_SIZES = (16, 32, 64)
 """Tokens per block that the attention kernels are made for."""
@@ -58,7 +59,8 @@ def _step_limits(config: EngineConfig, max_model_len: int, device: str, *, servi
     """Sequences and tokens of a step. A default for tokens is no more than all sequences can have."""
     num_seqs, num_tokens = (SERVER_LIMITS if serving else OFFLINE_LIMITS)[device]
     max_num_seqs = config.scheduler.max_num_seqs or num_seqs
-    usable_tokens = min(max(num_tokens, max_num_seqs), max_num_seqs * max_model_len)
+    wanted_tokens = num_tokens + max_num_seqs if serving else max(num_tokens, max_num_seqs)
+    usable_tokens = min(wanted_tokens, max_num_seqs * max_model_len)
     return max_num_seqs, config.scheduler.max_num_batched_tokens or usable_tokens
 
 

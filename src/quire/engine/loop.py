@@ -6,6 +6,9 @@
 While the device runs a step, the host prepares the next one without having seen the tokens of the first: a
 plan says how many tokens a sequence computes, and the worker itself holds the token that it drew last. A
 sequence that turns out to have ended is dropped, with the one token that was computed too many.
+
+The price is that a request that comes during step 1 runs in step 3. Where a step with prompts takes long beside what
+the host needs, as on a CPU, nothing is handed out behind it: the next step takes in who has come meanwhile.
 """
 
 from collections import deque
@@ -28,6 +31,7 @@ class EngineLoop:
         clock: Seconds, monotonic.
         steps_in_flight: 2 overlaps host and device; 1 runs them in turn, for debugging.
         intake: Compiles the grammars of requests; None where no request may have one.
+        overlaps_prompts: Whether the next step is prepared also while one with prompts runs.
     """
 
     def __init__(
@@ -37,12 +41,14 @@ class EngineLoop:
         clock: Callable[[], float],
         steps_in_flight: int = 2,
         intake: GrammarIntake | None = None,
+        overlaps_prompts: bool = True,
     ) -> None:
         self._scheduler = scheduler
         self._executor = executor
         self._clock = clock
         self._steps_in_flight = steps_in_flight
         self._intake = intake
+        self._overlaps_prompts = overlaps_prompts
         self._in_flight: deque[StepPlan] = deque()
 
     @property
@@ -86,13 +92,19 @@ class EngineLoop:
         With nothing but requests whose grammars are being compiled, it waits for one of those.
         """
         self._take_prepared()
-        while len(self._in_flight) < self._steps_in_flight and (plan := self._scheduler.schedule(self._clock())):
+        while self._has_room() and (plan := self._scheduler.schedule(self._clock())):
             self._executor.submit(plan)
             self._in_flight.append(plan)
         deltas = self._scheduler.take_rejected()
         if self._in_flight:
             deltas += self._update(self._in_flight.popleft())
         return StepOutputs(deltas=deltas, stats=self._scheduler.statistics())
+
+    def _has_room(self) -> bool:
+        """Whether another step may be handed out now."""
+        if not self._in_flight or len(self._in_flight) >= self._steps_in_flight:
+            return not self._in_flight
+        return self._overlaps_prompts or max(self._in_flight[-1].num_tokens) == 1
 
     def _take_prepared(self) -> None:
         if self._intake is None:

@@ -149,7 +149,8 @@ def build_engine(
     report.include(executor.start_seconds, rest="build_executor")
     masks = MaskMaker(checkpoint.architecture.vocab_size)
     scheduler = _build_scheduler(resolved, executor.num_blocks, masks)
-    loop = EngineLoop(scheduler, executor, time.monotonic, intake=GrammarIntake(grammars))
+    intake, is_cpu = GrammarIntake(grammars), resolved.device.device == "cpu"
+    loop = EngineLoop(scheduler, executor, time.monotonic, intake=intake, overlaps_prompts=not is_cpu)
     # What has been built lives as long as the process: the collector need not look at it again.
     gc.freeze()
     report.end_phase("build_scheduler")

@@ -96,7 +96,9 @@ def test_resolve_makes_a_new_object() -> None:
 
 def test_a_server_takes_shorter_steps() -> None:
     resolved = resolve(EngineConfig(), context_length=8192, device="cpu", serving=True)
-    assert resolved.scheduler.max_num_batched_tokens == 2048
+    assert (resolved.scheduler.max_num_seqs, resolved.scheduler.max_num_batched_tokens) == (128, 128 + 64)
+    few = resolve(EngineConfig.from_options(max_num_seqs=16), context_length=8192, device="cpu", serving=True)
+    assert few.scheduler.max_num_batched_tokens == 16 + 64
 
 
 def test_what_the_user_said_stays() -> None:
