@@ -239,7 +239,10 @@ class CudaExecutor:
                 work()
 
         num_threads = min(_COMPILE_THREADS, os.cpu_count() or 1)
-        with ThreadPoolExecutor(num_threads, thread_name_prefix="quire-compile") as threads:
+        # Waiting for the device gives a new thread the context that cuBLAS wants to find.
+        with ThreadPoolExecutor(
+            num_threads, "quire-compile", initializer=torch.cuda.synchronize, initargs=(self._device,)
+        ) as threads:
             for done in [threads.submit(run, work) for work in works]:
                 done.result()
         for num_rows in batches:

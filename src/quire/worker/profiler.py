@@ -48,7 +48,7 @@ class Profiler:
         activities = [ProfilerActivity.CPU]
         if torch.cuda.is_available():
             activities.append(ProfilerActivity.CUDA)
-        self._profile = profile(activities=activities)
+        self._profile = profile(activities=activities, acc_events=True)
         self._profile.start()
 
     def stop(self) -> str:
