@@ -46,6 +46,7 @@ check: $(VENV)/installed-dev ## Lint, types and the import contract
 	$(BIN)/lint-imports
 
 check-native: $(VENV)/installed-dev ## The compiled kernels' tests with AddressSanitizer, and what their objects export
+	mkdir -p build
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DQUIRE_SANITIZE=ON \
 		-DQUIRE_EMULATE_AMX=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) > $(SANITIZED).log || (cat $(SANITIZED).log && false)
 	$(BIN)/cmake --build $(SANITIZED)
