@@ -102,8 +102,10 @@ class EngineLoop:
 
     def _has_room(self) -> bool:
         """Whether another step may be handed out now."""
-        if not self._in_flight or len(self._in_flight) >= self._steps_in_flight:
-            return not self._in_flight
+        if not self._in_flight:
+            return True
+        if len(self._in_flight) >= self._steps_in_flight:
+            return False
         return self._overlaps_prompts or max(self._in_flight[-1].num_tokens) == 1
 
     def _take_prepared(self) -> None:
