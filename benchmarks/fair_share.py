@@ -7,8 +7,8 @@ with the ratio of its 95th percentiles; beside it the same with one key for both
     quire serve --api-key loud --api-key quiet --max-num-seqs 16 &
     python benchmarks/fair_share.py --seconds 60
 
-The client shares the machine with the server, so it writes and reads bytes itself: a client library would take half a
-core for the flood, and what that costs the model's threads would be counted as the server's.
+The client shares the machine with the server, so it is the light one of `quire bench`: a client library would take half
+a core for the flood, and what that costs the model's threads would be counted as the server's.
 
 Exit code 1 where the ratio with two keys is above 1.5.
 """
@@ -23,7 +23,8 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+
+from quire.entrypoints.cli.bench.client import HttpClient, parse_address
 
 WORDS = ("river", "stone", "cloud", "seven", "little", "yellow", "garden", "window", "under", "after", "music")
 MAX_RATIO = 1.5
@@ -44,8 +45,8 @@ class Benchmark:
     """Clients of one server."""
 
     def __init__(self, url: str, seconds: float, max_tokens: int, seed: int) -> None:
-        parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._address = parse_address(url)
+        self._clients: dict[str, HttpClient] = {}
         self._seconds = seconds
         self._max_tokens = max_tokens
         self._random = random.Random(seed)
@@ -54,31 +55,25 @@ class Benchmark:
         """One streamed request."""
         prompt = " ".join(self._random.choices(WORDS, k=self._random.randint(20, 80)))
         body = {"prompt": prompt, "max_tokens": self._max_tokens, "ignore_eos": True, "stream": True}
+        client = self._client(load.key)
+        arrivals: list[float] = []
+        was_refused = False
         load.num_sent += 1
         begin = time.perf_counter()
-        reader, writer = await asyncio.open_connection(self._host, self._port)
         try:
-            writer.write(self._encode(json.dumps(body).encode(), load.key))
-            head = await reader.readuntil(b"\r\n\r\n")
-            status = int(head.split(b" ", 2)[1])
-            if status == 200:
-                await reader.readuntil(b"data: ")
-                load.ttft_seconds.append(time.perf_counter() - begin)
-            await reader.read(-1)
-            load.statuses[status] += 1
+            request = client.build_request("POST", "/v1/completions", json.dumps(body).encode())
+            response = await client.send(request, lambda _, now: arrivals.append(now))
+            load.statuses[response.status] += 1
+            was_refused = response.status != 200
         finally:
-            writer.close()
+            # Also of one that is cancelled while its answer streams.
+            if arrivals and not was_refused:
+                load.ttft_seconds.append(arrivals[0] - begin)
 
-    def _encode(self, body: bytes, key: str) -> bytes:
-        lines = (
-            "POST /v1/completions HTTP/1.1",
-            f"host: {self._host}:{self._port}",
-            f"authorization: Bearer {key}",
-            "content-type: application/json",
-            f"content-length: {len(body)}",
-            "connection: close",
-        )
-        return "\r\n".join((*lines, "", "")).encode() + body
+    def _client(self, key: str) -> HttpClient:
+        if key not in self._clients:
+            self._clients[key] = HttpClient(self._address, {"Authorization": f"Bearer {key}"})
+        return self._clients[key]
 
     async def capacity(self, key: str, num_clients: int) -> float:
         """Requests per second with as many clients as there is room for."""

@@ -127,7 +127,6 @@ class Simulation:
         policy: str = "fcfs",
         enable_prefix_caching: bool = True,
         steps_in_flight: int = 2,
-        overlaps_prompts: bool = True,
         cost: CostModel | None = None,
         check_invariants: bool = False,
         vocabulary: GrammarVocabulary | None = None,
@@ -140,7 +139,6 @@ class Simulation:
         self._policy = policy
         self._enable_prefix_caching = enable_prefix_caching
         self._steps_in_flight = steps_in_flight
-        self._overlaps_prompts = overlaps_prompts
         self._cost = cost
         self._check_invariants = check_invariants
         self._compiler = None if vocabulary is None else GrammarCompiler(lambda: vocabulary)
@@ -171,9 +169,7 @@ class Simulation:
             max_num_batched_tokens=self._max_num_batched_tokens,
         )
         intake = None if self._compiler is None else GrammarIntake(self._compiler)
-        self.loop = EngineLoop(
-            self.scheduler, self.executor, self.clock, self._steps_in_flight, intake, self._overlaps_prompts
-        )
+        self.loop = EngineLoop(self.scheduler, self.executor, self.clock, self._steps_in_flight, intake)
         self._timelines: dict[RequestId, RequestTimeline] = {}
         self._sequences: dict[tuple[RequestId, int], Sequence] = {}
         self._max_waiting = 0
