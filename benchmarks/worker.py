@@ -3,7 +3,7 @@
     python benchmarks/worker.py [--batch 1 16 32] [--prompt 128] [--steps 60] [--dtype auto] [--temperature 0] [--json]
 
 Plans are made by hand, so nothing but the worker is measured. Each part is the median over the steps, in
-milliseconds: `assemble` is all of the worker's own work (plan to tensors, tokens to result), `forward` the model
+milliseconds: `assemble` is all of the worker's own work (plan to arrays, tokens to result), `forward` the model
 up to the last hidden states, `logits` the output projection, `sample` the sampler. Prefill is one step.
 """
 
@@ -23,20 +23,18 @@ from quire.types.plan import NewSequence, StepPlan
 from quire.types.sampling import SamplingParams
 from quire.worker import model_runner
 from quire.worker.cpu_executor import CpuExecutor
+from quire.worker.step_model import StepModel
 
 BLOCK_SIZE = 16
 
 
 class Stopwatch:
-    """Stands in for a model and times its two halves; `timed` wraps any function."""
+    """Stands in for a `StepModel` and times its two halves; `timed` wraps any function."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: StepModel) -> None:
         self.seconds: dict[str, float] = {}
-        self.forward = self.timed("forward", model.forward)
+        self.run = self.timed("forward", model.run)
         self.compute_logits = self.timed("logits", model.compute_logits)
-
-    def __call__(self, batch: Any) -> torch.Tensor:
-        return self.forward(batch)
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -122,7 +120,7 @@ def main() -> None:
     executor = CpuExecutor(config, open_checkpoint(config.model))
     runner = executor._runner
     watch = Stopwatch(runner._model)
-    runner._model = watch  # type: ignore[assignment]
+    runner._model = watch
     runner._draw = watch.timed("sample", runner._draw)
     params = SamplingParams(temperature=options.temperature, top_p=options.top_p, max_tokens=None)
 
