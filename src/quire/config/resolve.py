@@ -11,7 +11,9 @@ logger = logging.getLogger("quire.config")
 # (sequences, tokens) of a step: offline use is after throughput.
 OFFLINE_LIMITS = {"cpu": (256, 1024), "cuda": (1024, 16384)}
 # (sequences, tokens beside one for each of them) on a server, where all who are answered wait for a step's prompts.
-SERVER_LIMITS = {"cpu": (128, 64), "cuda": (512, 1024)}
+SERVER_LIMITS = {"cpu": (128, 128), "cuda": (512, 1024)}
+# Those of prompts, where a step takes as long as its tokens.
+SERVER_PROMPT_TOKENS = {"cpu": 64}
 
 CUDA_BLOCK_SIZES = (16, 32, 64)
 """Tokens per block that the attention kernels are made for."""
@@ -38,11 +40,19 @@ def resolve(config: EngineConfig, *, context_length: int, device: str, serving: 
         )
     max_model_len = wanted or context_length
     max_num_seqs, max_num_batched_tokens = _step_limits(config, max_model_len, device, serving=serving)
+    max_num_prompt_tokens = config.scheduler.max_num_prompt_tokens
+    if serving and max_num_prompt_tokens is None and config.scheduler.max_num_batched_tokens is None:
+        max_num_prompt_tokens = SERVER_PROMPT_TOKENS.get(device)
     _check_device_options(config, device, max_num_seqs)
     resolved = replace(
         config,
         model=replace(config.model, max_model_len=max_model_len),
-        scheduler=replace(config.scheduler, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens),
+        scheduler=replace(
+            config.scheduler,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_prompt_tokens=max_num_prompt_tokens,
+        ),
         device=replace(config.device, device=device),
     )
     logger.info(

@@ -6,6 +6,13 @@ from quire.config.option import option
 from quire.errors import ConfigError
 
 POLICIES = ("fcfs", "priority")
+POSITIVE = (
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_num_prompt_tokens",
+    "max_num_queued_reqs",
+    "max_num_queued_tokens",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +25,12 @@ class SchedulerConfig:
         human_integer=True,
         basic=True,
         help="Tokens computed in one step, over all sequences.",
+    )
+    max_num_prompt_tokens: int | None = option(
+        None,
+        human_integer=True,
+        help="Those of them that belong to prompts; a short prompt of a key that was served less than others may have "
+        "all. By default 64 for a server on a CPU if max_num_batched_tokens is not set, else no bound.",
     )
     scheduling_policy: str = option(
         "fcfs",
@@ -36,7 +49,7 @@ class SchedulerConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("max_num_seqs", "max_num_batched_tokens", "max_num_queued_reqs", "max_num_queued_tokens"):
+        for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}", param=name)

@@ -205,6 +205,7 @@ def _build_scheduler(config: EngineConfig, num_blocks: int, masks: MaskMaker) ->
         cache=cache,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_num_prompt_tokens=limits.max_num_prompt_tokens,
         max_model_len=max_model_len,
         policy=limits.scheduling_policy,
         check_stop=make_stop_check(max_model_len),

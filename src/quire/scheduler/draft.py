@@ -27,14 +27,16 @@ class Draft:
     Attributes:
         singles: Sequences that compute one token and draw the next; they may still be taken out again.
         chunks: Sequences that compute any number; until `seal`, `plan.num_tokens` speaks of them only.
+        has_preempted: Whether a sequence gave way while it was made.
     """
 
-    __slots__ = ("chunks", "plan", "singles")
+    __slots__ = ("chunks", "has_preempted", "plan", "singles")
 
     def __init__(self, step: int) -> None:
         self.plan = StepPlan(step=step)
         self.singles: list[Sequence] = []
         self.chunks: list[Sequence] = []
+        self.has_preempted = False
 
     def add_chunk(self, sequence: Sequence, num_tokens: int, *, samples: bool) -> None:
         """Adds a sequence that computes `num_tokens`."""

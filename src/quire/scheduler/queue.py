@@ -68,8 +68,8 @@ class WaitingQueue:
             tenant.service = max(tenant.service, self._virtual_time - self._idle_credit)
         lane.push(sequence)
         self._num_waiting += 1
-        if lane.turn is None or _turn(sequence) < lane.turn:
-            self._enter_turn(lane, _turn(sequence))
+        if lane.turn is None or turn_of(sequence) < lane.turn:
+            self._enter_turn(lane, turn_of(sequence))
 
     def peek(self) -> Sequence | None:
         """The sequence whose turn it is; None if the queue is empty. Amortised O(log n)."""
@@ -82,7 +82,7 @@ class WaitingQueue:
                 if serial == lane.serial:
                     lane.turn = None
                 continue
-            turn = _turn(head)
+            turn = turn_of(head)
             if turn == entered:
                 return head
             heapq.heappop(turns)
@@ -113,7 +113,7 @@ class WaitingQueue:
             head = lane.peek()
             if head is not None:
                 assert id(lane) in live, "a lane without a turn"
-                assert live[id(lane)] <= _turn(head), "a lane would be looked at too late"
+                assert live[id(lane)] <= turn_of(head), "a lane would be looked at too late"
 
     def _enter_turn(self, lane: "Lane", turn: Turn) -> None:
         lane.turn, lane.serial = turn, next(self._serials)
@@ -127,9 +127,10 @@ class WaitingQueue:
         heapq.heapify(self._turns)
 
 
-def _turn(head: Sequence) -> Turn:
-    priority, arrival = head.rank
-    return priority, head.tenant.service, arrival
+def turn_of(sequence: Sequence) -> Turn:
+    """Where a sequence stands among those of all tenants, smaller first."""
+    priority, arrival = sequence.rank
+    return priority, sequence.tenant.service, arrival
 
 
 class Lane:

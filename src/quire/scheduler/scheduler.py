@@ -11,8 +11,9 @@ So a long prompt comes in chunks of whatever the others leave of the budget. A w
 budget and blocks are left, so when all running ones have been served: at most one of them is ever behind, and no
 step has more sequences that want one token than its budget.
 
-A sequence of a tenant that was served less may overtake a long prompt of another, if one step is enough for it,
-and takes slot and blocks from a tenant that has more than its share, see `fair_share.py`.
+That holds for each tenant by itself. A sequence of one that was served less enters before the prompt of another goes
+on, and takes slot and blocks from a tenant that has more than its share, see `fair_share.py`. Where steps are kept
+short, see `budget.py`, its prompt even goes ahead of the answers of others, as long as these wait for one step only.
 
 Blocks are allocated as tokens are handed out. When they run out, `victim.py` names who gives way; its blocks can
 be reused at once, because plans execute in order.
@@ -26,12 +27,13 @@ from quire.errors import InvalidRequestError
 from quire.kvcache.block_table import BlockTable
 from quire.kvcache.manager import KVCacheManager
 from quire.scheduler import invariants
+from quire.scheduler.budget import StepBudget
 from quire.scheduler.constraint import Constraint, MakeMasks
 from quire.scheduler.draft import Draft, InFlight, describe
 from quire.scheduler.fair_share import choose_yielder
 from quire.scheduler.intake import error_delta, is_too_large, num_blocks_for, obstacle, too_large_message
 from quire.scheduler.masks import PlanMasks
-from quire.scheduler.queue import WaitingQueue
+from quire.scheduler.queue import WaitingQueue, turn_of
 from quire.scheduler.reports import attach_prompt_logprobs, last_report
 from quire.scheduler.sequence import SampleGroup, Sequence
 from quire.scheduler.victim import choose_victim
@@ -60,6 +62,7 @@ class Scheduler:
     Args:
         max_num_seqs: Sequences that hold a slot.
         max_num_batched_tokens: Tokens that one step computes.
+        max_num_prompt_tokens: Those of them that belong to prompts, where steps are to be short; None for no bound.
         max_model_len: Prompt and answer together, in tokens.
         policy: "fcfs" or "priority".
         check_stop: Called after any token that may end a sequence: one of its stop tokens, or the last that it may
@@ -74,6 +77,7 @@ class Scheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         max_model_len: int,
+        max_num_prompt_tokens: int | None = None,
         policy: str = "fcfs",
         check_stop: StopCheck,
         make_masks: MakeMasks | None = None,
@@ -82,6 +86,8 @@ class Scheduler:
         self._block_size = cache.block_size
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_num_prompt_tokens = max_num_prompt_tokens or max_num_batched_tokens
+        self._are_steps_short = max_num_prompt_tokens is not None
         self._max_model_len = max_model_len
         self._by_priority = policy == "priority"
         self._check_stop = check_stop
@@ -99,6 +105,7 @@ class Scheduler:
         self._shareable_groups: list[SampleGroup] = []
         self._rejected: list[SequenceDelta] = []
         self._last_step = 0
+        self._num_tokens_ahead = 0
         self._num_sequences = 0
         self._num_finished_steps = 0
         self._num_preemptions = 0
@@ -185,19 +192,13 @@ class Scheduler:
             self._running_changed = False
         self._release_held()
         draft = Draft(self._last_step + 1)
-        num_preemptions = self._num_preemptions
-        behind = self._hand_out_single_tokens(draft)
-        budget = self._max_num_batched_tokens - len(draft.singles)
-        for sequence in behind:
-            budget = self._overtake(sequence, budget, draft, now)
-            budget -= self._catch_up(sequence, budget, draft)
-            if sequence.slot is not None and sequence.is_behind:
-                budget = 0
-        if num_preemptions == self._num_preemptions:
-            # Otherwise one that has just given way might enter again.
-            self._admit(draft, budget, now)
+        goes_ahead = self._are_steps_short and self._goes_ahead()
+        if not goes_ahead or not self._hand_out_prompts(draft, self._all_behind(), now):
+            goes_ahead = False
+            self._hand_out_prompts(draft, self._hand_out_single_tokens(draft), now)
         if not draft.singles and not draft.chunks:
             return None
+        self._num_tokens_ahead = self._num_tokens_ahead + sum(draft.plan.num_tokens) if goes_ahead else 0
         self._last_record = draft.seal(self._released_slots, self._last_record)
         self._masks.promise(self._last_record, is_next=not self._in_flight)
         self._in_flight.append(self._last_record)
@@ -359,59 +360,100 @@ class Scheduler:
             else:
                 draft.plan.new_block_ids[sequence.slot] = block_ids
 
-    def _catch_up(self, sequence: Sequence, budget: int, draft: Draft) -> int:
-        """Gives a running sequence as many tokens as it wants and budget and blocks allow; returns how many.
+    def _all_behind(self) -> list[Sequence]:
+        return [sequence for sequence in self._running if sequence.is_behind]
+
+    def _goes_ahead(self) -> bool:
+        """Whether a prompt of a tenant that was served less is computed before the answers of others go on.
+
+        One that a step is enough for, with those that went ahead since the answers last did.
+        """
+        candidates = self._all_behind()
+        if (head := self._waiting.peek()) is not None:
+            candidates.append(head)
+        if not candidates:
+            return False
+        first = min(candidates, key=turn_of)
+        num_tokens = self._num_tokens_ahead + first.num_tokens - first.num_computed_tokens
+        return first.tenant.service < self._served_most() and num_tokens <= self._max_num_batched_tokens
+
+    def _served_most(self) -> float:
+        return max((tenant.service for tenant in self._waiting.tenants() if tenant.num_running), default=0.0)
+
+    def _hand_out_prompts(self, draft: Draft, behind: list[Sequence], now: float) -> bool:
+        """Serves the running sequences that want more than one token, who was served least first, then waiting ones.
+
+        None enters while one lacks tokens or blocks, or after one has given way: it might enter again.
+
+        Returns:
+            Whether any was served.
+        """
+        if behind or len(self._waiting):
+            budget = StepBudget(
+                self._max_num_batched_tokens - len(draft.singles),
+                self._max_num_prompt_tokens,
+                self._served_most() if self._are_steps_short else 0.0,
+            )
+            is_any_behind = False
+            for sequence in sorted(behind, key=turn_of):
+                if not is_any_behind:
+                    self._overtake(sequence, budget, draft, now)
+                self._catch_up(sequence, budget, draft)
+                is_any_behind |= sequence.slot is not None and sequence.is_behind
+            if not is_any_behind and not draft.has_preempted:
+                self._admit(draft, budget, now)
+        return bool(draft.chunks)
+
+    def _catch_up(self, sequence: Sequence, budget: StepBudget, draft: Draft) -> None:
+        """Gives a running sequence as many tokens as it wants and budget and blocks allow.
 
         Without blocks it waits for others to end, unless it is the first in rank, for which others give way.
         """
-        if budget <= 0 or sequence.slot is None:
-            return 0
+        computed = sequence.num_computed_tokens
+        allowed = budget.share(sequence.tenant, sequence.num_tokens - computed)
+        if allowed <= 0 or sequence.slot is None:
+            return
         table = sequence.table
         assert table is not None
-        computed = sequence.num_computed_tokens
         while (room := table.capacity + self._cache.num_free_blocks * self._block_size - computed) <= 0:
             if sequence.rank != min(other.rank for other in self._running if other.slot is not None):
-                return 0
+                return
             victim = choose_victim(self._running)
             assert victim is not None, "a sequence alone lacks blocks that were counted when it entered"
             self._preempt(victim, draft)
-        num_tokens = min(sequence.num_tokens - computed, budget, room)
+        num_tokens = min(allowed, room)
         block_ids = self._cache.grow(table, computed + num_tokens)
         assert block_ids is not None, "the cache has fewer blocks than it said"
         if block_ids:
             draft.plan.new_block_ids[sequence.slot] = block_ids
         self._add_chunk(sequence, num_tokens, draft)
-        return num_tokens
+        budget.take(num_tokens)
 
-    def _admit(self, draft: Draft, budget: int, now: float) -> None:
+    def _admit(self, draft: Draft, budget: StepBudget, now: float) -> None:
         """Lets waiting sequences enter, in order, until the first that cannot."""
-        while budget > 0 and (sequence := self._waiting.peek()) is not None:
+        while (sequence := self._waiting.peek()) is not None and self._has_tokens_for(sequence, budget):
             if is_too_large(sequence, self._cache):
                 self._reject_too_large(sequence)
                 continue
             if sequence.num_pending or not self._make_room(sequence, draft):
                 return
             self._waiting.pop()
-            budget -= self._enter(sequence, budget, draft, now)
+            self._enter(sequence, budget, draft, now)
 
-    def _overtake(self, behind: Sequence, budget: int, draft: Draft, now: float) -> int:
-        """Lets waiting sequences of tenants that were served less enter before a long prompt goes on.
-
-        Only those that one step is enough for, and not without a token for the long one: no second one may be behind,
-        and the next step must have a token for each.
-
-        Returns:
-            The tokens that are left.
-        """
-        while (sequence := self._waiting.peek()) is not None:
-            served_less = sequence.tenant.service < behind.tenant.service and sequence.rank[0] <= behind.rank[0]
-            if not served_less or sequence.num_pending or sequence.num_tokens >= budget:
-                break
+    def _overtake(self, behind: Sequence, budget: StepBudget, draft: Draft, now: float) -> None:
+        """Lets waiting sequences of tenants that were served less enter before the prompt of another goes on."""
+        while (sequence := self._waiting.peek()) is not None and self._has_tokens_for(sequence, budget):
+            is_first = sequence.tenant.service < behind.tenant.service and sequence.rank[0] <= behind.rank[0]
+            if not is_first or sequence.num_pending:
+                return
             if is_too_large(sequence, self._cache) or not self._make_room(sequence, draft):
-                break
+                return
             self._waiting.pop()
-            budget -= self._enter(sequence, budget, draft, now)
-        return budget
+            self._enter(sequence, budget, draft, now)
+
+    def _has_tokens_for(self, sequence: Sequence, budget: StepBudget) -> bool:
+        """Whether this step has a token for a waiting sequence, and every later one for all that run."""
+        return self.num_running < self._max_num_batched_tokens and budget.share(sequence.tenant, 1) > 0
 
     def _make_room(self, sequence: Sequence, draft: Draft) -> bool:
         """Gives a waiting sequence a table, if there is a slot; if need be, another tenant gives way to it."""
@@ -469,8 +511,8 @@ class Scheduler:
             return None
         return sequence.group.sharer(self._last_step)
 
-    def _enter(self, sequence: Sequence, budget: int, draft: Draft, now: float) -> int:
-        """Puts a sequence with a table into a slot and hands it its first tokens; returns how many."""
+    def _enter(self, sequence: Sequence, budget: StepBudget, draft: Draft, now: float) -> None:
+        """Puts a sequence with a table into a slot and hands it its first tokens."""
         plan, table = draft.plan, sequence.table
         assert table is not None
         sequence.slot = self._free_slots.pop()
@@ -484,13 +526,13 @@ class Scheduler:
             sequence.num_cached_tokens = min(num_reused, sequence.num_prompt_tokens)
             if sequence.sample_index == 0:
                 self._num_cached_prompt_tokens += sequence.num_cached_tokens
-        num_tokens = min(sequence.num_tokens - num_reused, budget)
+        num_tokens = budget.share(sequence.tenant, sequence.num_tokens - num_reused)
         grown = self._cache.grow(table, num_reused + num_tokens)
         assert grown is not None, "the cache has fewer blocks than it said"
         plan.new_sequences.append(describe(sequence))
         self._running.append(sequence)
         self._add_chunk(sequence, num_tokens, draft)
-        return num_tokens
+        budget.take(num_tokens)
 
     def _add_chunk(self, sequence: Sequence, num_tokens: int, draft: Draft) -> None:
         """Hands out tokens for which there are blocks."""
@@ -534,6 +576,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence, draft: Draft) -> None:
         """Takes a running sequence out of its slot, and of the draft, and lets it wait."""
         draft.take_back(sequence)
+        draft.has_preempted = True
         self._leave_slot(sequence, keep_content=True)
         sequence.num_preemptions += 1
         self._num_preemptions += 1

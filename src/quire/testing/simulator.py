@@ -123,6 +123,7 @@ class Simulation:
         block_size: int = 16,
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
+        max_num_prompt_tokens: int | None = None,
         max_model_len: int = 1 << 20,
         policy: str = "fcfs",
         enable_prefix_caching: bool = True,
@@ -135,6 +136,7 @@ class Simulation:
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
+        self._max_num_prompt_tokens = max_num_prompt_tokens
         self._max_model_len = max_model_len
         self._policy = policy
         self._enable_prefix_caching = enable_prefix_caching
@@ -156,6 +158,7 @@ class Simulation:
             cache=self.cache,
             max_num_seqs=self._max_num_seqs,
             max_num_batched_tokens=self._max_num_batched_tokens,
+            max_num_prompt_tokens=self._max_num_prompt_tokens,
             max_model_len=self._max_model_len,
             policy=self._policy,
             check_stop=make_stop_check(self._max_model_len),

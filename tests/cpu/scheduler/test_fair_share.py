@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from quire.testing.fake_executor import CostModel
 from quire.testing.simulator import Simulation, SimulationReport
 from quire.testing.traces import merge, poisson_trace
 from quire.types.request import GenerationRequest
@@ -56,6 +57,26 @@ def test_a_flood_of_ten_times_the_share_moves_the_p95_ttft_of_another_by_half_at
     fair = quiet_ttft_seconds(1, num_blocks=num_blocks)
     flooded = quiet_ttft_seconds(10, num_blocks=num_blocks)
     assert flooded <= 1.5 * fair
+
+
+def test_with_short_steps_the_quiet_tenant_waits_less_in_the_same_flood() -> None:
+    """Steps cost what they do on a CPU, where about 8 of these requests are answered in a second."""
+
+    def ttft_seconds(loud_per_second: float, max_num_prompt_tokens: int | None) -> float:
+        shape: dict[str, Any] = {"prompt_tokens": (22, 82), "output_tokens": (24, 24)}
+        loads = {"loud": loud_per_second, "quiet": 1.6}
+        traces = {
+            name: poisson_trace(num_requests=int(30 * rate), requests_per_second=rate, name=name, seed=3, **shape)
+            for name, rate in loads.items()
+        }
+        trace = merge(*([replace(request, tenant=name) for request in trace] for name, trace in traces.items()))
+        limits = {"max_num_batched_tokens": 144, "max_num_prompt_tokens": max_num_prompt_tokens}
+        report = simulate(trace, steps_in_flight=1, cost=CostModel(0.007, 0.0014), **limits)
+        return p95_ttft_seconds(report, "quiet")
+
+    flooded = ttft_seconds(40, 64)
+    assert flooded <= 1.5 * ttft_seconds(4, 64)
+    assert flooded <= 0.8 * ttft_seconds(40, None)
 
 
 def test_without_tenants_the_same_flood_does_move_it() -> None:

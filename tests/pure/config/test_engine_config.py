@@ -96,9 +96,16 @@ def test_resolve_makes_a_new_object() -> None:
 
 def test_a_server_takes_shorter_steps() -> None:
     resolved = resolve(EngineConfig(), context_length=8192, device="cpu", serving=True)
-    assert (resolved.scheduler.max_num_seqs, resolved.scheduler.max_num_batched_tokens) == (128, 128 + 64)
+    assert (resolved.scheduler.max_num_seqs, resolved.scheduler.max_num_batched_tokens) == (128, 128 + 128)
+    assert resolved.scheduler.max_num_prompt_tokens == 64
     few = resolve(EngineConfig.from_options(max_num_seqs=16), context_length=8192, device="cpu", serving=True)
-    assert few.scheduler.max_num_batched_tokens == 16 + 64
+    assert few.scheduler.max_num_batched_tokens == 16 + 128
+    asked = EngineConfig.from_options(max_num_batched_tokens=4096)
+    assert resolve(asked, context_length=8192, device="cpu", serving=True).scheduler.max_num_prompt_tokens is None
+    assert (
+        resolve(EngineConfig(), context_length=8192, device="cuda", serving=True).scheduler.max_num_prompt_tokens
+        is None
+    )
 
 
 def test_what_the_user_said_stays() -> None:

@@ -90,6 +90,20 @@ def test_a_better_priority_is_not_taken_from(make_bench: MakeBench) -> None:
     bench.finish()
 
 
+def test_a_prompt_of_several_steps_overtakes_too_and_goes_on_first(make_bench: MakeBench) -> None:
+    bench = make_bench(max_num_batched_tokens=16)
+    bench.scheduler.add(make_request("long", [1] * 200, max_tokens=2, tenant="a"))
+    bench.step()
+    bench.scheduler.add(make_request("other", [2] * 40, max_tokens=2, tenant="b"))
+    for _ in range(3):
+        assert not bench.tokens("other")
+        bench.step()
+    assert bench.tokens("other")
+    assert not bench.tokens("long")
+    bench.finish()
+    assert bench.tokens("long")
+
+
 def test_a_short_prompt_overtakes_the_long_one_of_another(make_bench: MakeBench) -> None:
     bench = make_bench(max_num_batched_tokens=16)
     bench.scheduler.add(make_request("long", [1] * 200, max_tokens=2, tenant="a"))
@@ -111,6 +125,49 @@ def test_overtaking_leaves_a_token_for_the_long_prompt(make_bench: MakeBench, ma
         bench.scheduler.add(make_request(f"s{number}", [number], max_tokens=3, tenant="b"))
     bench.finish()
     assert bench.end("long").error is None
+
+
+def tokens_by_name(bench: Any, plan: Any) -> dict[str, int]:
+    names = {one.sequence_id: one.request_id for one in bench.scheduler._running}
+    return dict(zip((names[one] for one in plan.sequence_ids), plan.num_tokens, strict=True))
+
+
+def test_where_steps_are_short_a_prompt_goes_ahead_of_the_answers_of_who_was_served_more(make_bench: MakeBench) -> None:
+    bench = make_bench(max_num_batched_tokens=32, max_num_prompt_tokens=8)
+    bench.scheduler.add(make_request("a", [1] * 20, max_tokens=20, tenant="a"))
+    assert [tokens_by_name(bench, bench.step()) for _ in range(4)] == [{"a": 8}, {"a": 8}, {"a": 4}, {"a": 1}]
+    bench.scheduler.add(make_request("b", [2] * 12, max_tokens=20, tenant="b"))
+    bench.scheduler.add(make_request("own", [3] * 12, max_tokens=20, tenant="a"))
+    assert tokens_by_name(bench, bench.step()) == {"b": 12}
+    assert tokens_by_name(bench, bench.step()) == {"a": 1, "b": 1, "own": 8}
+    bench.finish()
+
+
+def test_a_long_prompt_is_kept_short_until_one_step_is_enough(make_bench: MakeBench) -> None:
+    bench = make_bench(max_num_batched_tokens=32, max_num_prompt_tokens=8)
+    bench.scheduler.add(make_request("a", [1] * 8, max_tokens=20, tenant="a"))
+    bench.step()
+    bench.scheduler.add(make_request("b", [2] * 60, max_tokens=20, tenant="b"))
+    bench.scheduler._waiting.tenant("a").charge(1000)
+    assert [tokens_by_name(bench, bench.step()) for _ in range(4)] == [{"a": 1, "b": 8}] * 4
+    # One step is enough for the rest.
+    assert tokens_by_name(bench, bench.step()) == {"b": 28}
+    bench.finish()
+
+
+def test_answers_wait_for_no_more_than_one_step_full_of_prompts(make_bench: MakeBench) -> None:
+    bench = make_bench(max_num_seqs=8, max_num_batched_tokens=32, max_num_prompt_tokens=8)
+    bench.scheduler.add(make_request("a", [1] * 8, max_tokens=40, tenant="a"))
+    bench.step()
+    bench.scheduler._waiting.tenant("a").charge(1000)
+    num_ahead = most_ahead = 0
+    for number in range(30):
+        bench.scheduler.add(make_request(f"b{number}", [2, number, *range(12)], max_tokens=1, tenant="b"))
+        plan = bench.step()
+        num_ahead = 0 if "a" in tokens_by_name(bench, plan) else num_ahead + sum(plan.num_tokens)
+        most_ahead = max(most_ahead, num_ahead)
+    assert most_ahead == 28
+    bench.finish()
 
 
 def test_nobody_gives_way_to_who_was_served_more(make_bench: MakeBench) -> None:

@@ -59,15 +59,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         block_size=st.sampled_from([1, 2, 4]),
         max_num_seqs=st.integers(1, 6),
         budget=st.integers(1, 24),
+        prompt_budget=st.none() | st.integers(1, 24),
         policy=st.sampled_from(["fcfs", "priority"]),
         caching=st.booleans(),
     )
-    def build(self, num_blocks, block_size, max_num_seqs, budget, policy, caching):
+    def build(self, num_blocks, block_size, max_num_seqs, budget, prompt_budget, policy, caching):
         self.bench = type(self).make_bench(
             num_blocks=num_blocks,
             block_size=block_size,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
+            max_num_prompt_tokens=prompt_budget,
             max_model_len=MAX_MODEL_LEN,
             policy=policy,
             enable_prefix_caching=caching,
@@ -189,6 +191,7 @@ def test_random_engines_give_the_tokens_of_the_rule(make_bench, case):
         block_size=block_size,
         max_num_seqs=rng.choice([1, 3, 8, 16]),
         max_num_batched_tokens=rng.choice([1, 3, 7, 17, 64]),
+        max_num_prompt_tokens=rng.choice([None, 1, 5, 64]),
         policy=rng.choice(["fcfs", "priority"]),
         enable_prefix_caching=rng.random() < 0.7,
     )
