@@ -49,11 +49,12 @@ check: $(VENV)/installed-dev ## Lint, types and the import contract
 check-native: $(VENV)/installed-dev ## The compiled kernels' tests with AddressSanitizer, and what their objects export
 	mkdir -p build
 	$(BIN)/cmake -S . -B $(SANITIZED) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) -DQUIRE_SANITIZE=ON \
-		-DQUIRE_ONLY_THIS_MACHINE=ON -DQUIRE_EMULATE_AMX=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) > $(SANITIZED).log || (cat $(SANITIZED).log && false)
+		-DQUIRE_ONLY_THIS_MACHINE=ON -DQUIRE_EMULATE_AMX=ON -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+		> $(SANITIZED).log || (cat $(SANITIZED).log && false)
 	$(BIN)/cmake --build $(SANITIZED)
 	LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libstdc++.so)" ASAN_OPTIONS=detect_leaks=0 \
 		QUIRE_TEST_EXTENSION=$(abspath $(SANITIZED)) PYTHONPATH=tests \
-		$(BIN)/python -m pytest -p other_extension tests/cpu/kernels/native -q -p no:cacheprovider -n $(JOBS)
+		$(BIN)/python -m pytest -p other_extension tests/cpu/kernels/native -q -s -p no:cacheprovider -n $(JOBS)
 
 fix: $(VENV)/installed-dev ## Format and repair what can be repaired by itself
 	$(BIN)/ruff check --fix .
