@@ -143,8 +143,8 @@ async def measure(arguments: argparse.Namespace) -> bool:
             )
         ratios[keys] = p95[1] / p95[0]
     print(
-        "p95 of the quiet key, flooded / fair: "
-        + ", ".join(f"{ratio:.2f} with {keys}" for keys, ratio in ratios.items())
+        "p95 of the quiet key, flooded / fair, by keys: "
+        + ", ".join(f"{keys} {ratio:.2f}" for keys, ratio in ratios.items())
     )
     return ratios["two"] <= MAX_RATIO
 

@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 
 from quire.config.engine import EngineConfig
+from quire.config.scheduler import SchedulerConfig
 from quire.errors import ConfigError
 
 logger = logging.getLogger("quire.config")
@@ -39,10 +40,9 @@ def resolve(config: EngineConfig, *, context_length: int, device: str, serving: 
             param="max_model_len",
         )
     max_model_len = wanted or context_length
-    max_num_seqs, max_num_batched_tokens = _step_limits(config, max_model_len, device, serving=serving)
-    max_num_prompt_tokens = config.scheduler.max_num_prompt_tokens
-    if serving and max_num_prompt_tokens is None and config.scheduler.max_num_batched_tokens is None:
-        max_num_prompt_tokens = SERVER_PROMPT_TOKENS.get(device)
+    max_num_seqs, max_num_batched_tokens, max_num_prompt_tokens = _step_limits(
+        config.scheduler, max_model_len, device, serving=serving
+    )
     _check_device_options(config, device, max_num_seqs)
     resolved = replace(
         config,
@@ -65,13 +65,21 @@ def resolve(config: EngineConfig, *, context_length: int, device: str, serving: 
     return resolved
 
 
-def _step_limits(config: EngineConfig, max_model_len: int, device: str, *, serving: bool) -> tuple[int, int]:
-    """Sequences and tokens of a step. A default for tokens is no more than all sequences can have."""
+def _step_limits(
+    wanted: SchedulerConfig, max_model_len: int, device: str, *, serving: bool
+) -> tuple[int, int, int | None]:
+    """Sequences, tokens and prompt tokens of a step. A default for tokens is no more than all sequences can have."""
     num_seqs, num_tokens = (SERVER_LIMITS if serving else OFFLINE_LIMITS)[device]
-    max_num_seqs = config.scheduler.max_num_seqs or num_seqs
+    max_num_seqs = wanted.max_num_seqs or num_seqs
     wanted_tokens = num_tokens + max_num_seqs if serving else max(num_tokens, max_num_seqs)
     usable_tokens = min(wanted_tokens, max_num_seqs * max_model_len)
-    return max_num_seqs, config.scheduler.max_num_batched_tokens or usable_tokens
+    keeps_prompts_short = serving and wanted.max_num_batched_tokens is None
+    prompt_tokens = SERVER_PROMPT_TOKENS.get(device) if keeps_prompts_short else None
+    return (
+        max_num_seqs,
+        wanted.max_num_batched_tokens or usable_tokens,
+        wanted.max_num_prompt_tokens or prompt_tokens,
+    )
 
 
 def _check_device_options(config: EngineConfig, device: str, max_num_seqs: int) -> None:

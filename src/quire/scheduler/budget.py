@@ -1,6 +1,6 @@
 """What a step has left for prompts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from quire.scheduler.tenant import Tenant
 
@@ -22,7 +22,7 @@ class StepBudget:
     num_tokens: int
     num_prompt_tokens: int
     served_most: float
-    _is_first: bool = True
+    _is_first: bool = field(default=True, init=False)
 
     def share(self, tenant: Tenant, num_wanted: int) -> int:
         """Tokens that the next prompt may have, of those that it wants; none if not positive."""
@@ -34,4 +34,4 @@ class StepBudget:
         """Counts tokens of a prompt as handed out."""
         self.num_tokens -= num_tokens
         self.num_prompt_tokens -= num_tokens
-        self._is_first = self._is_first and not num_tokens
+        self._is_first = False

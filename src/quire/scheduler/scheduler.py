@@ -86,8 +86,7 @@ class Scheduler:
         self._block_size = cache.block_size
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
-        self._max_num_prompt_tokens = max_num_prompt_tokens or max_num_batched_tokens
-        self._are_steps_short = max_num_prompt_tokens is not None
+        self._max_num_prompt_tokens = max_num_prompt_tokens
         self._max_model_len = max_model_len
         self._by_priority = policy == "priority"
         self._check_stop = check_stop
@@ -192,13 +191,12 @@ class Scheduler:
             self._running_changed = False
         self._release_held()
         draft = Draft(self._last_step + 1)
-        goes_ahead = self._are_steps_short and self._goes_ahead()
-        if not goes_ahead or not self._hand_out_prompts(draft, self._all_behind(), now):
-            goes_ahead = False
+        went_ahead = self._let_prompts_go_ahead(draft, now)
+        if not went_ahead:
             self._hand_out_prompts(draft, self._hand_out_single_tokens(draft), now)
         if not draft.singles and not draft.chunks:
             return None
-        self._num_tokens_ahead = self._num_tokens_ahead + sum(draft.plan.num_tokens) if goes_ahead else 0
+        self._num_tokens_ahead = self._num_tokens_ahead + sum(draft.plan.num_tokens) if went_ahead else 0
         self._last_record = draft.seal(self._released_slots, self._last_record)
         self._masks.promise(self._last_record, is_next=not self._in_flight)
         self._in_flight.append(self._last_record)
@@ -360,49 +358,52 @@ class Scheduler:
             else:
                 draft.plan.new_block_ids[sequence.slot] = block_ids
 
-    def _all_behind(self) -> list[Sequence]:
-        return [sequence for sequence in self._running if sequence.is_behind]
+    def _let_prompts_go_ahead(self, draft: Draft, now: float) -> bool:
+        """Where steps are short, computes prompts before answers go on, if the first is of a tenant served less.
 
-    def _goes_ahead(self) -> bool:
-        """Whether a prompt of a tenant that was served less is computed before the answers of others go on.
+        A step must be enough for it, with all that went ahead since the answers last did.
 
-        One that a step is enough for, with those that went ahead since the answers last did.
+        Returns:
+            Whether any prompt was served.
         """
-        candidates = self._all_behind()
-        if (head := self._waiting.peek()) is not None:
-            candidates.append(head)
-        if not candidates:
+        if self._max_num_prompt_tokens is None:
             return False
-        first = min(candidates, key=turn_of)
+        behind = [sequence for sequence in self._running if sequence.is_behind]
+        head = self._waiting.peek()
+        first = min(behind if head is None else [*behind, head], key=turn_of, default=None)
+        if first is None or first.tenant.service >= self._served_most():
+            return False
         num_tokens = self._num_tokens_ahead + first.num_tokens - first.num_computed_tokens
-        return first.tenant.service < self._served_most() and num_tokens <= self._max_num_batched_tokens
+        if num_tokens > self._max_num_batched_tokens:
+            return False
+        self._hand_out_prompts(draft, behind, now)
+        return bool(draft.chunks)
 
     def _served_most(self) -> float:
         return max((tenant.service for tenant in self._waiting.tenants() if tenant.num_running), default=0.0)
 
-    def _hand_out_prompts(self, draft: Draft, behind: list[Sequence], now: float) -> bool:
+    def _hand_out_prompts(self, draft: Draft, behind: list[Sequence], now: float) -> None:
         """Serves the running sequences that want more than one token, who was served least first, then waiting ones.
 
         None enters while one lacks tokens or blocks, or after one has given way: it might enter again.
-
-        Returns:
-            Whether any was served.
         """
-        if behind or len(self._waiting):
-            budget = StepBudget(
-                self._max_num_batched_tokens - len(draft.singles),
-                self._max_num_prompt_tokens,
-                self._served_most() if self._are_steps_short else 0.0,
-            )
-            is_any_behind = False
-            for sequence in sorted(behind, key=turn_of):
-                if not is_any_behind:
-                    self._overtake(sequence, budget, draft, now)
-                self._catch_up(sequence, budget, draft)
-                is_any_behind |= sequence.slot is not None and sequence.is_behind
-            if not is_any_behind and not draft.has_preempted:
-                self._admit(draft, budget, now)
-        return bool(draft.chunks)
+        if not behind and not len(self._waiting):
+            return
+        budget = self._budget(len(draft.singles))
+        is_any_behind = False
+        for sequence in sorted(behind, key=turn_of):
+            if not is_any_behind:
+                self._overtake(sequence, budget, draft, now)
+            self._catch_up(sequence, budget, draft)
+            is_any_behind |= sequence.slot is not None and sequence.is_behind
+        if not is_any_behind and not draft.has_preempted:
+            self._admit(draft, budget, now)
+
+    def _budget(self, num_singles: int) -> StepBudget:
+        num_tokens = self._max_num_batched_tokens - num_singles
+        if self._max_num_prompt_tokens is None:
+            return StepBudget(num_tokens, num_tokens, served_most=0.0)
+        return StepBudget(num_tokens, self._max_num_prompt_tokens, self._served_most())
 
     def _catch_up(self, sequence: Sequence, budget: StepBudget, draft: Draft) -> None:
         """Gives a running sequence as many tokens as it wants and budget and blocks allow.
@@ -435,21 +436,25 @@ class Scheduler:
             if is_too_large(sequence, self._cache):
                 self._reject_too_large(sequence)
                 continue
-            if sequence.num_pending or not self._make_room(sequence, draft):
+            if not self._let_in(sequence, budget, draft, now):
                 return
-            self._waiting.pop()
-            self._enter(sequence, budget, draft, now)
 
     def _overtake(self, behind: Sequence, budget: StepBudget, draft: Draft, now: float) -> None:
         """Lets waiting sequences of tenants that were served less enter before the prompt of another goes on."""
         while (sequence := self._waiting.peek()) is not None and self._has_tokens_for(sequence, budget):
-            is_first = sequence.tenant.service < behind.tenant.service and sequence.rank[0] <= behind.rank[0]
-            if not is_first or sequence.num_pending:
+            goes_first = sequence.tenant.service < behind.tenant.service and sequence.rank[0] <= behind.rank[0]
+            if not goes_first or is_too_large(sequence, self._cache):
                 return
-            if is_too_large(sequence, self._cache) or not self._make_room(sequence, draft):
+            if not self._let_in(sequence, budget, draft, now):
                 return
-            self._waiting.pop()
-            self._enter(sequence, budget, draft, now)
+
+    def _let_in(self, sequence: Sequence, budget: StepBudget, draft: Draft, now: float) -> bool:
+        """Moves the first of the queue into a slot, if it can be; returns whether it was."""
+        if sequence.num_pending or not self._make_room(sequence, draft):
+            return False
+        self._waiting.pop()
+        self._enter(sequence, budget, draft, now)
+        return True
 
     def _has_tokens_for(self, sequence: Sequence, budget: StepBudget) -> bool:
         """Whether this step has a token for a waiting sequence, and every later one for all that run."""
