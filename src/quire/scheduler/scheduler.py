@@ -36,9 +36,10 @@ from quire.scheduler.masks import PlanMasks
 from quire.scheduler.queue import WaitingQueue, turn_of
 from quire.scheduler.reports import attach_prompt_logprobs, last_report
 from quire.scheduler.sequence import SampleGroup, Sequence
+from quire.scheduler.slots import Slots
 from quire.scheduler.victim import choose_victim
 from quire.types.deltas import FinishReason, SequenceDelta
-from quire.types.ids import RequestId, SequenceId, SlotIndex
+from quire.types.ids import RequestId, SequenceId
 from quire.types.plan import StepPlan, StepResult
 from quire.types.request import GenerationRequest
 from quire.types.stats import EngineStats
@@ -93,12 +94,8 @@ class Scheduler:
         self._masks = PlanMasks(make_masks)
         self._groups: dict[RequestId, SampleGroup] = {}
         self._waiting = WaitingQueue(idle_credit=IDLE_CREDIT_STEPS * max_num_batched_tokens)
-        # May hold sequences that have left their slot since the last `schedule`, which sorts them out.
-        self._running: list[Sequence] = []
-        self._running_changed = False
+        self._slots = Slots(cache, max_num_seqs)
         self._num_held = 0
-        self._free_slots = [SlotIndex(index) for index in reversed(range(max_num_seqs))]
-        self._released_slots: list[SlotIndex] = []
         self._in_flight: deque[InFlight] = deque()
         self._last_record: InFlight | None = None
         self._shareable_groups: list[SampleGroup] = []
@@ -122,7 +119,7 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Sequences in a slot."""
-        return self._max_num_seqs - len(self._free_slots)
+        return self._slots.num_running
 
     @property
     def num_waiting(self) -> int:
@@ -186,9 +183,7 @@ class Scheduler:
         Returns:
             None when there is nothing to compute before the result of a plan in flight is known.
         """
-        if self._running_changed:
-            self._running = [sequence for sequence in self._running if sequence.slot is not None]
-            self._running_changed = False
+        self._slots.sort_out()
         self._release_held()
         draft = Draft(self._last_step + 1)
         went_ahead = self._let_prompts_go_ahead(draft, now)
@@ -197,10 +192,9 @@ class Scheduler:
         if not draft.singles and not draft.chunks:
             return None
         self._num_tokens_ahead = self._num_tokens_ahead + sum(draft.plan.num_tokens) if went_ahead else 0
-        self._last_record = draft.seal(self._released_slots, self._last_record)
+        self._last_record = draft.seal(self._slots.take_released(), self._last_record)
         self._masks.promise(self._last_record, is_next=not self._in_flight)
         self._in_flight.append(self._last_record)
-        self._released_slots = []
         self._last_step = draft.plan.step
         return draft.plan
 
@@ -322,7 +316,7 @@ class Scheduler:
         singles = draft.singles
         behind: list[Sequence] = []
         growing: list[Sequence] = []
-        for sequence in self._running:
+        for sequence in self._slots.running:
             num_tokens = sequence.num_tokens
             table: BlockTable = sequence.table  # type: ignore[assignment]
             if num_tokens > sequence.num_ready_tokens:
@@ -348,7 +342,7 @@ class Scheduler:
                 continue
             assert sequence.table is not None
             while (block_ids := self._cache.grow(sequence.table, sequence.num_computed_tokens)) is None:
-                victim = choose_victim(self._running)
+                victim = choose_victim(self._slots.running)
                 if victim is None:
                     self._give_up(sequence, draft)
                     break
@@ -368,7 +362,7 @@ class Scheduler:
         """
         if self._max_num_prompt_tokens is None:
             return False
-        behind = [sequence for sequence in self._running if sequence.is_behind]
+        behind = [sequence for sequence in self._slots.running if sequence.is_behind]
         head = self._waiting.peek()
         first = min(behind if head is None else [*behind, head], key=turn_of, default=None)
         if first is None or first.tenant.service >= self._served_most():
@@ -417,9 +411,9 @@ class Scheduler:
         table = sequence.table
         assert table is not None
         while (room := table.capacity + self._cache.num_free_blocks * self._block_size - computed) <= 0:
-            if sequence.rank != min(other.rank for other in self._running if other.slot is not None):
+            if sequence.rank != min(other.rank for other in self._slots.running if other.slot is not None):
                 return
-            victim = choose_victim(self._running)
+            victim = choose_victim(self._slots.running)
             assert victim is not None, "a sequence alone lacks blocks that were counted when it entered"
             self._preempt(victim, draft)
         num_tokens = min(allowed, room)
@@ -462,12 +456,12 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, draft: Draft) -> bool:
         """Gives a waiting sequence a table, if there is a slot; if need be, another tenant gives way to it."""
-        while not (self._free_slots and self._take_table(sequence, draft.plan)):
+        while not self._slots.prepare(sequence, draft.plan, self._last_step):
             if sequence.tenant.num_running == self.num_running:
                 return False
             yielder = choose_yielder(
                 sequence,
-                self._running,
+                self._slots.running,
                 self._waiting.tenants(),
                 spared=draft.chunks,
                 num_blocks_needed=num_blocks_for(sequence, self._cache),
@@ -479,53 +473,12 @@ class Scheduler:
             self._preempt(yielder, draft)
         return True
 
-    def _take_table(self, sequence: Sequence, plan: StepPlan) -> bool:
-        """Gives a sequence a table with what it can reuse, if all that it is known to need fits besides."""
-        cache = self._cache
-        num_free_before = cache.num_free_blocks
-        if self.num_running and num_free_before < sequence.num_blocks_needed:
-            return False
-        source = self._fork_source(sequence)
-        if source is not None:
-            assert source.table is not None
-            forked = cache.fork(source.table, sequence.num_prompt_tokens - 1)
-            if forked is None:
-                return False
-            (table, copies), num_reused = forked, sequence.num_prompt_tokens - 1
-        else:
-            request = sequence.request
-            table, num_reused = cache.open(
-                sequence.token_ids, salt=request.cache_salt, adapter=request.adapter, read_cache=sequence.reads_cache
-            )
-            copies = []
-        # A block for each that runs is left free: entering now and being preempted soon would cost more.
-        num_missing = num_blocks_for(sequence, cache) - len(table.block_ids) + self.num_running
-        if num_missing > cache.num_free_blocks:
-            # Remembered, so that a long prompt is not looked up in vain in every step.
-            sequence.num_blocks_needed = num_missing + num_free_before - cache.num_free_blocks
-            cache.close(table)
-            return False
-        sequence.table, sequence.num_reused_tokens = table, num_reused
-        plan.block_copies += copies
-        return True
-
-    def _fork_source(self, sequence: Sequence) -> Sequence | None:
-        """Another sample of the request, in a slot, whose prompt an earlier plan has computed."""
-        if not sequence.reads_cache or (sequence.num_preemptions and self._cache.enable_prefix_caching):
-            # In the second case its own outputs may be in the cache as well.
-            return None
-        return sequence.group.sharer(self._last_step)
-
     def _enter(self, sequence: Sequence, budget: StepBudget, draft: Draft, now: float) -> None:
         """Puts a sequence with a table into a slot and hands it its first tokens."""
-        plan, table = draft.plan, sequence.table
-        assert table is not None
-        sequence.slot = self._free_slots.pop()
-        sequence.tenant.num_running += 1
-        sequence.charge(sequence.num_reused_tokens)
+        plan, table = draft.plan, self._slots.enter(sequence)
         sequence.entered_step = plan.step
         sequence.num_quiet_tokens = 0
-        sequence.num_computed_tokens = num_reused = sequence.num_reused_tokens
+        num_reused = sequence.num_reused_tokens
         if sequence.queue_seconds is None:
             sequence.queue_seconds = now - sequence.request.arrival_time
             sequence.num_cached_tokens = min(num_reused, sequence.num_prompt_tokens)
@@ -535,7 +488,6 @@ class Scheduler:
         grown = self._cache.grow(table, num_reused + num_tokens)
         assert grown is not None, "the cache has fewer blocks than it said"
         plan.new_sequences.append(describe(sequence))
-        self._running.append(sequence)
         self._add_chunk(sequence, num_tokens, draft)
         budget.take(num_tokens)
 
@@ -582,7 +534,7 @@ class Scheduler:
         """Takes a running sequence out of its slot, and of the draft, and lets it wait."""
         draft.take_back(sequence)
         draft.has_preempted = True
-        self._leave_slot(sequence, keep_content=True)
+        self._slots.leave(sequence, keep_content=True)
         sequence.num_preemptions += 1
         self._num_preemptions += 1
         self._waiting.push(sequence)
@@ -593,24 +545,6 @@ class Scheduler:
         if not sequence.num_pending:
             self._reject_too_large(sequence)
 
-    def _leave_slot(self, sequence: Sequence, *, keep_content: bool) -> None:
-        slot, table = sequence.slot, sequence.table
-        assert slot is not None and table is not None
-        if keep_content:
-            num_known = min(sequence.num_computed_tokens, len(sequence.token_ids))
-            self._cache.commit(table, sequence.token_ids, num_known)
-        self._cache.close(table)
-        sequence.charge()
-        sequence.tenant.num_running -= 1
-        self._released_slots.append(slot)
-        self._free_slots.append(slot)
-        self._running_changed = True
-        sequence.slot = sequence.table = None
-        sequence.num_computed_tokens = 0
-        sequence.shareable_after_step = 0
-        sequence.num_blocks_needed = 0
-        sequence.num_ready_tokens = 0
-
     def _end(self, sequence: Sequence, *, keep_content: bool = True) -> None:
         """Frees all that a sequence holds. Results in flight for it will be ignored."""
         group = sequence.group
@@ -618,7 +552,7 @@ class Scheduler:
         self._masks.num_constrained -= sequence.constraint is not None
         group.samples.remove(sequence)
         if sequence.slot is not None:
-            self._leave_slot(sequence, keep_content=keep_content)
+            self._slots.leave(sequence, keep_content=keep_content)
         elif sequence in group.held:
             group.held.remove(sequence)
             self._num_held -= 1
@@ -650,7 +584,7 @@ class Scheduler:
         samples[samples.index(sequence)] = fresh
         sequence.is_finished = True
         if sequence.slot is not None:
-            self._leave_slot(sequence, keep_content=False)
+            self._slots.leave(sequence, keep_content=False)
         else:
             self._waiting.drop(sequence)
         self._waiting.push(fresh)
@@ -695,16 +629,13 @@ class Scheduler:
 
     def check_invariants(self) -> None:
         """Asserts that sequences, slots, blocks and counters agree. O(everything)."""
-        running = [sequence for sequence in self._running if sequence.slot is not None]
+        running = self._slots.check_invariants()
         waiting = list(self._waiting)
-        invariants.check_slots(running, self._free_slots, self._max_num_seqs)
         invariants.check_places(self._groups.values(), running, waiting)
         invariants.check_budget(running, self._max_num_batched_tokens)
         for group in self._groups.values():
             for sequence in group.samples:
                 invariants.check_sequence(sequence, self._in_flight)
         assert self._num_held == sum(len(group.held) for group in self._groups.values()), "held samples are miscounted"
-        if not running:
-            assert self._cache.num_free_blocks == self._cache.num_blocks, "blocks leaked"
         self._waiting.check_invariants()
         self._cache.check_invariants()

@@ -19,7 +19,7 @@ def fill(bench: Any, tenant: str, count: int, **fields: Any) -> None:
 
 
 def names(bench: Any) -> str:
-    return "".join(sorted(one.tenant.name for one in bench.scheduler._running if one.slot is not None))
+    return "".join(sorted(one.tenant.name for one in bench.scheduler._slots.running if one.slot is not None))
 
 
 def test_a_newcomer_gets_a_slot_at_once(make_bench: MakeBench) -> None:
@@ -128,7 +128,7 @@ def test_overtaking_leaves_a_token_for_the_long_prompt(make_bench: MakeBench, ma
 
 
 def tokens_by_name(bench: Any, plan: Any) -> dict[str, int]:
-    names = {one.sequence_id: one.request_id for one in bench.scheduler._running}
+    names = {one.sequence_id: one.request_id for one in bench.scheduler._slots.running}
     return dict(zip((names[one] for one in plan.sequence_ids), plan.num_tokens, strict=True))
 
 
@@ -176,7 +176,7 @@ def test_nobody_gives_way_to_who_was_served_more(make_bench: MakeBench) -> None:
     bench.step()
     fill(bench, "b", 1)
     (waiting,) = bench.scheduler.sequences("b0")
-    running = bench.scheduler._running
+    running = bench.scheduler._slots.running
     options: dict[str, Any] = {"spared": [], "num_blocks_needed": 2, "max_num_seqs": 4, "num_blocks": 64}
     tenants: list[Tenant] = list(bench.scheduler._waiting.tenants())
     assert choose_yielder(waiting, running, tenants, **options) is not None
