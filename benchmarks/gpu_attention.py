@@ -185,7 +185,7 @@ def decode_configs(default: DecodeConfig) -> Iterator[DecodeConfig]:
     """Other ways to decode."""
     tiles = ((64, 4, 2), (64, 4, 3), (64, 4, 4), (64, 2, 2), (64, 2, 3), (32, 4, 4), (32, 2, 4), (128, 4, 2))
     for (tile, warps, stages), split in itertools.product(tiles, (64,)):
-        yield default._replace(tile_tokens=tile, num_warps=warps, num_stages=stages, min_split_tokens=split)
+        yield default._replace(tile_tokens=tile, num_warps=warps, num_stages=stages, min_part_tokens=split)
     yield default._replace(programs_per_multiprocessor=2)
     yield default._replace(programs_per_multiprocessor=6)
 

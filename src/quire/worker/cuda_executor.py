@@ -48,6 +48,9 @@ _WARM_UP_TOKENS = (100, 300, 512, 600, 1024, 2048)
 _MAX_CAPTURED_ROWS = 256
 """Batches up to this have their graphs before the first request, at about 20 ms each; larger ones when first needed."""
 
+_ATTENTION_ROWS = (1, 32, 128, 256)
+"""Batches whose attention is run once: each may be another kernel."""
+
 _SAMPLERS = (
     SamplingParams(temperature=1.0, top_k=2),
     SamplingParams(repetition_penalty=1.1),
@@ -229,7 +232,7 @@ class CudaExecutor:
         batches = (1, min(_MAX_CAPTURED_ROWS, max_num_seqs))
         # What takes longest begins first.
         works: list[Callable[[], object]] = [partial(self._runner.run_padded_prompts, 300, 1, draws=False)]
-        works += [partial(self._runner.run_padded_attention, num_rows) for num_rows in batches]
+        works += [partial(self._runner.run_padded_attention, min(rows, max_num_seqs)) for rows in _ATTENTION_ROWS]
         works += [partial(self._draw_once, sampling, masks=index == 0) for index, sampling in enumerate(_SAMPLERS)]
         for num_tokens in _COMPILED_ROWS:
             works += model.products(num_tokens)

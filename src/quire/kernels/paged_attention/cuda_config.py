@@ -11,18 +11,17 @@ class DecodeConfig(NamedTuple):
     Attributes:
         tile_tokens: Keys of a sequence that a program reads at a time.
         num_warps: Of a program. More of them wait for each other where contexts differ in length.
-        min_split_tokens: A sequence's context is not cut finer than this.
-        max_splits: Of one sequence; bounds the workspace and the merge.
-        programs_per_multiprocessor: Contexts are split until there are about this many; one more where sequences and
-            key heads are fewer than multiprocessors.
-        is_batch_invariant: Whether a split's length may depend on its own sequence only.
+        min_part_tokens: A sequence's context is not cut finer than this.
+        max_parts: Of one sequence, where the batch may not count.
+        programs_per_multiprocessor: Contexts are cut until there are about this many.
+        is_batch_invariant: Whether a part's length may depend on its own sequence only.
     """
 
     tile_tokens: int
     num_warps: int
     num_stages: int
-    min_split_tokens: int
-    max_splits: int
+    min_part_tokens: int
+    max_parts: int
     programs_per_multiprocessor: int
     is_batch_invariant: bool
 
@@ -43,8 +42,14 @@ class PrefillConfig(NamedTuple):
     max_registers: int | None = None
 
 
-_CROWD = 1280
-"""Sequences times key heads that fill the multiprocessors of an H200 several times over."""
+# Sequences times key heads for each multiprocessor, measured on an H200.
+_FEW = 0.2
+_MAX_CUT = 4.0
+"""Up to here contexts are cut: where many differ in length, finely."""
+_CROWD = 9.5
+"""From here on small programs hide each other's ends without a cut."""
+_SMALL_PROGRAMS = ((2.7, 5), (_MAX_CUT, 16))
+"""(up to so many, programs for each multiprocessor)"""
 
 
 def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
@@ -54,8 +59,8 @@ def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
             tile_tokens=32,
             num_warps=8,
             num_stages=2,
-            min_split_tokens=256,
-            max_splits=16,
+            min_part_tokens=256,
+            max_parts=16,
             programs_per_multiprocessor=3,
             is_batch_invariant=True,
         )
@@ -63,21 +68,20 @@ def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
         tile_tokens=64 if head_dim <= 128 else 32,
         num_warps=2 if head_dim <= 128 else 4,
         num_stages=3,
-        min_split_tokens=64,
-        max_splits=64,
+        min_part_tokens=64,
+        max_parts=64,
         programs_per_multiprocessor=3,
         is_batch_invariant=False,
     )
 
 
-def crowd_config(config: DecodeConfig, num_decodes: int, num_kv_heads: int) -> DecodeConfig:
-    """`config` for a batch that needs no splits: where sequences abound, many small programs hide each other's ends.
-
-    Leaves a batch-invariant one as it is.
-    """
-    if config.is_batch_invariant or num_decodes * num_kv_heads < _CROWD:
+def batch_config(config: DecodeConfig, num_units: int, num_multiprocessors: int) -> DecodeConfig:
+    """`config` for a batch of so many sequences times key heads; leaves a batch-invariant one as it is."""
+    share = num_units / num_multiprocessors
+    if config.is_batch_invariant or share < _FEW or _MAX_CUT < share < _CROWD:
         return config
-    return config._replace(tile_tokens=32, num_warps=config.num_warps // 2, num_stages=3)
+    programs = next((programs for most, programs in _SMALL_PROGRAMS if share <= most), 1)
+    return config._replace(tile_tokens=32, num_warps=config.num_warps // 2, programs_per_multiprocessor=programs)
 
 
 def prefill_config(head_dim: int, dtype: torch.dtype) -> PrefillConfig:
@@ -95,18 +99,23 @@ def prefill_config(head_dim: int, dtype: torch.dtype) -> PrefillConfig:
     return PrefillConfig(tile_rows=128, tile_keys=32, num_warps=8, num_stages=3)
 
 
-def num_splits(
+def max_parts(
     num_decodes: int, num_kv_heads: int, max_context_length: int, num_multiprocessors: int, config: DecodeConfig
-) -> int:
-    """Programs per sequence and key head, at least 1.
+) -> tuple[int, int]:
+    """How finely the contexts of a batch are cut.
 
-    A small batch is split until it fills the GPU, a large one not at all. Batch-invariant: as many as the longest
-    context may need, whatever the batch.
+    Batch-invariant: each into as many parts as the longest may need, whatever the batch. Otherwise a small batch until
+    it fills the GPU, a large one not at all.
+
+    Returns:
+        wanted: Parts of all sequences if all contexts are long; at least 1.
+        most: Parts that there may be; `num_decodes` where none is cut.
     """
-    most = max(1, min(config.max_splits, -(-max_context_length // config.min_split_tokens)))
+    most = max(1, -(-max_context_length // config.min_part_tokens))
     if config.is_batch_invariant:
-        return most
-    num_units = max(1, num_decodes * num_kv_heads)
-    programs = config.programs_per_multiprocessor + (num_units < num_multiprocessors)
-    wanted = programs * num_multiprocessors // num_units
-    return max(1, min(wanted, most))
+        return max(1, num_decodes), num_decodes * min(most, config.max_parts)
+    wanted = max(1, num_decodes, config.programs_per_multiprocessor * num_multiprocessors // num_kv_heads)
+    if num_decodes * num_kv_heads > _MAX_CUT * num_multiprocessors:
+        return wanted, num_decodes
+    # Each sequence may have one more than its share.
+    return wanted, min(num_decodes * most, num_decodes + wanted)

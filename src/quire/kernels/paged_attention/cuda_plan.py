@@ -9,7 +9,7 @@ Sequences with one query (decoding) and tiles of consecutive queries of all othe
 Block tables stay on the device, one row per slot, so that a step uploads what is new in it only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ import torch
 from quire.kernels.paged_attention.cuda_config import (
     DecodeConfig,
     PrefillConfig,
+    batch_config,
     decode_config,
-    num_splits,
+    max_parts,
     prefill_config,
 )
 
@@ -37,7 +38,7 @@ class DecodeWorkspace:
     Attributes:
         partials: [P * G * D] float32; sums of values, weighted relative to the part's largest score.
         statistics: [P * 2 * G] float32; the largest score and the sum of the weights.
-        counters: [max_num_decodes * H_kv] int32; parts that have arrived. Zero between launches.
+        counters: [P] int32; parts that have arrived. Zero between launches.
         num_multiprocessors: Of the device.
     """
 
@@ -57,8 +58,9 @@ class CudaAttentionMetadata:
             length of 0 marks padding: its row becomes zeros.
         tiles: [num_tiles, 4]; (slot, first row, number of queries, position of the first query); see `make_tiles`.
         block_tables: [slots, max_blocks]; a sequence's blocks in the row of its slot.
-        max_context_length: Tokens; no decode's context is longer. Grids and, in 16 bits, the splits depend on it.
+        max_context_length: Tokens; no decode's context is longer. Grids depend on it.
         workspace: From `make_decode_workspace`.
+        parts: How contexts are cut, by sliding window; filled in by the first layer that needs it.
     """
 
     num_tokens: int
@@ -67,6 +69,7 @@ class CudaAttentionMetadata:
     block_tables: torch.Tensor
     max_context_length: int
     workspace: DecodeWorkspace
+    parts: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
 
 def make_decode_workspace(
@@ -93,24 +96,22 @@ def make_decode_workspace(
         device: Of the queries.
         config: Instead of the default.
     """
-    config = config or decode_config(head_dim, dtype)
     device = torch.device(device)
     num_multiprocessors = _CPU_MULTIPROCESSORS
     if device.type == "cuda":
         num_multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    num_programs = max(
-        (
-            count * num_kv_heads * splits
-            for count in range(1, max_num_decodes + 1)
-            if (splits := num_splits(count, num_kv_heads, _ANY_LENGTH, num_multiprocessors, config)) > 1
-        ),
-        default=1,
-    )
+    default = decode_config(head_dim, dtype)
+    num_programs = 1
+    for num_decodes in range(1, max_num_decodes + 1):
+        used = config or batch_config(default, num_decodes * num_kv_heads, num_multiprocessors)
+        _, num_parts = max_parts(num_decodes, num_kv_heads, _ANY_LENGTH, num_multiprocessors, used)
+        if num_parts > num_decodes:
+            num_programs = max(num_programs, num_parts * num_kv_heads)
     group_size = num_heads // num_kv_heads
     return DecodeWorkspace(
         partials=torch.empty(num_programs * group_size * head_dim, dtype=torch.float32, device=device),
         statistics=torch.empty(num_programs * 2 * group_size, dtype=torch.float32, device=device),
-        counters=torch.zeros(max_num_decodes * num_kv_heads, dtype=torch.int32, device=device),
+        counters=torch.zeros(num_programs, dtype=torch.int32, device=device),
         num_multiprocessors=num_multiprocessors,
     )
 

@@ -1,13 +1,12 @@
 """Attention of single queries. All query heads of a key head are the rows of one product, so a key is read once.
 
-    grid: (key heads, decodes, splits)
+    grid: (key heads, parts of all sequences)
 
-    context     |-- split 0 --|-- split 1 --|- split 2 -|        each a few tiles of keys, one program
-    workspace        part          part          part
-    counter           1             2             3 = all: the program that counted it merges the parts, in order
+    sequence    |---- 0 ----|------- 1 -------|-- 2 --|
+    part        |-- 0 --|-1-|-- 2 --|-- 3 --|4|-- 5 --|        each a few tiles of keys, one program
+    counter         1    2=all
 
-The length of a split is worked out from the real context, on the device: a graph that was captured for the longest
-context does no more work than a short one needs, and spreads that evenly. Programs without a split leave at once.
+The program that counts the last part of a sequence merges them, in order; see `triton_parts.py` for how they are cut.
 """
 
 import torch
@@ -15,8 +14,9 @@ import triton
 import triton.language as tl
 
 from quire.kernels import programmatic_launch
-from quire.kernels.paged_attention.cuda_config import DecodeConfig, crowd_config, decode_config, num_splits
+from quire.kernels.paged_attention.cuda_config import DecodeConfig, batch_config, decode_config
 from quire.kernels.paged_attention.cuda_plan import CudaAttentionMetadata
+from quire.kernels.paged_attention.triton_parts import PART_FIELDS, find_parts, first_read
 from quire.kernels.paged_attention.triton_softmax import (
     LOWEST,
     add_tile,
@@ -80,45 +80,12 @@ def _merge(
 
 
 @triton.jit
-def _find_split(
-    context,
-    split,
-    WINDOW: tl.constexpr,
-    TILE: tl.constexpr,
-    MIN_SPLIT: tl.constexpr,
-    FIXED_SPLITS: tl.constexpr,
-    IS_SPLIT: tl.constexpr,
-):
-    """Where split number `split` of a context lies.
-
-    Returns:
-        first_visible: The first position that the query sees.
-        start: The first position of the split, a multiple of TILE; maybe before the first visible one.
-        end: Behind the split's last position; not behind `start` if there is no such split.
-        num_parts: Splits that the context has.
-    """
-    first_visible = 0
-    if WINDOW > 0:
-        first_visible = tl.maximum(context - WINDOW, 0)
-    origin = first_visible // TILE * TILE
-    split_tokens = context - origin
-    num_parts = 1
-    if IS_SPLIT:
-        divisor = FIXED_SPLITS if FIXED_SPLITS > 0 else tl.num_programs(2)
-        split_tokens = tl.maximum(tl.cdiv(tl.cdiv(context - origin, divisor), TILE) * TILE, MIN_SPLIT)
-        num_parts = tl.cdiv(context - origin, split_tokens)
-    start = origin + split * split_tokens
-    return first_visible, start, tl.minimum(start + split_tokens, context), num_parts
-
-
-@triton.jit
 def _hand_over(
     partials,
     statistics,
-    counters,
+    counter,
     output_row,
-    unit,
-    split,
+    part,
     num_parts,
     largest,
     total,
@@ -130,22 +97,19 @@ def _hand_over(
     GROUP_ROWS: tl.constexpr,
     MERGED: tl.constexpr,
 ):
-    """Leaves a part in the workspace of `unit`, a sequence and key head; merges the parts if it is the last."""
+    """Leaves a part in the workspace of its sequence and key head; merges the parts if it is the last to come."""
     head = tl.arange(0, ROWS)
     dim = tl.arange(0, DIMS)
-    first_part = unit.to(tl.int64) * tl.num_programs(2)
-    partials += first_part * (GROUP * HEAD_DIM)
-    statistics += first_part * (2 * GROUP)
-    part = partials + split * (GROUP * HEAD_DIM) + head[:, None] * HEAD_DIM + dim[None, :]
-    tl.store(part, attended, mask=(head < GROUP)[:, None] & (dim < HEAD_DIM)[None, :])
-    tl.store(statistics + split * (2 * GROUP) + head, largest, mask=head < GROUP)
-    tl.store(statistics + split * (2 * GROUP) + GROUP + head, total, mask=head < GROUP)
+    sums = partials + part * (GROUP * HEAD_DIM) + head[:, None] * HEAD_DIM + dim[None, :]
+    tl.store(sums, attended, mask=(head < GROUP)[:, None] & (dim < HEAD_DIM)[None, :])
+    tl.store(statistics + part * (2 * GROUP) + head, largest, mask=head < GROUP)
+    tl.store(statistics + part * (2 * GROUP) + GROUP + head, total, mask=head < GROUP)
     # All threads have stored their share before one of them counts the part.
     tl.debug_barrier()
-    num_before = tl.atomic_add(counters + unit, 1, sem="acq_rel")
+    num_before = tl.atomic_add(counter, 1, sem="acq_rel")
     if num_before == num_parts - 1:
         _merge(partials, statistics, output_row, num_parts, HEAD_DIM, DIMS, GROUP, GROUP_ROWS, MERGED)
-        tl.store(counters + unit, 0)
+        tl.store(counter, 0)
 
 
 @triton.jit(do_not_specialize=["decodes", "table_stride"])
@@ -155,6 +119,7 @@ def _decode_kernel(
     key_cache,
     value_cache,
     decodes,
+    parts,
     block_tables,
     partials,
     statistics,
@@ -172,26 +137,33 @@ def _decode_kernel(
     ROWS: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     TILE: tl.constexpr,
-    MIN_SPLIT: tl.constexpr,
-    FIXED_SPLITS: tl.constexpr,
-    IS_SPLIT: tl.constexpr,
     MERGED: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One split of one sequence for the heads of one key head.
+    """One of `parts`, or, where these are None, one of `decodes`, for the heads of one key head.
 
     ROWS and GROUP_ROWS are the group, rounded up for the product and to a power of two; DIMS is HEAD_DIM rounded up.
-    The context is divided by FIXED_SPLITS, or by the grid's splits if that is 0. WINDOW 0: none.
+    WINDOW 0: none.
     """
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     group: tl.constexpr = HEADS // KV_HEADS
-    kv_head, sequence, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    table_row = tl.load(decodes + sequence * 3).to(tl.int64)
-    flat_row = tl.load(decodes + sequence * 3 + 1).to(tl.int64)
-    context = tl.load(decodes + sequence * 3 + 2)
-    first_visible, start, end, num_parts = _find_split(context, split, WINDOW, TILE, MIN_SPLIT, FIXED_SPLITS, IS_SPLIT)
+    kv_head, index = tl.program_id(0), tl.program_id(1)
+    entry = decodes + index * 3
+    if parts is not None:
+        entry = parts + index * PART_FIELDS
+    table_row = tl.load(entry).to(tl.int64)
+    flat_row = tl.load(entry + 1).to(tl.int64)
+    context = tl.load(entry + 2)
+    start, end = first_read(context, WINDOW, TILE), context
+    first_visible = tl.maximum(context - WINDOW, 0)
+    number, num_parts = 0, 1
+    if parts is not None:
+        number, num_parts = tl.load(entry + 3), tl.load(entry + 4)
+        start, end = tl.load(entry + 5), tl.load(entry + 6)
+        if num_parts == 0:
+            return
 
     head = tl.arange(0, ROWS)
     dim = tl.arange(0, DIMS)
@@ -199,9 +171,8 @@ def _decode_kernel(
     inside = (head < group)[:, None] & (dim < HEAD_DIM)[None, :]
     heads_row = flat_row * (HEADS * HEAD_DIM) + kv_head * (group * HEAD_DIM)
     output_row = output + heads_row
-    if start >= end:
-        if context == 0 and split == 0:
-            tl.store(output_row + offsets, tl.zeros([ROWS, DIMS], output.dtype.element_ty), mask=inside)
+    if context == 0:
+        tl.store(output_row + offsets, tl.zeros([ROWS, DIMS], output.dtype.element_ty), mask=inside)
         return
 
     queries = tl.load(query + heads_row + offsets, mask=inside, other=0.0)
@@ -225,14 +196,15 @@ def _decode_kernel(
 
     if num_parts == 1:
         tl.store(output_row + offsets, (attended / total[:, None]).to(output.dtype.element_ty), mask=inside)
-    elif IS_SPLIT:
+    elif parts is not None:
+        # The parts of a sequence and key head lie one after the other.
+        first = kv_head.to(tl.int64) * tl.num_programs(1) + index - number
         _hand_over(
-            partials,
-            statistics,
-            counters,
+            partials + first * (group * HEAD_DIM),
+            statistics + first * (2 * group),
+            counters + first,
             output_row,
-            sequence * KV_HEADS + kv_head,
-            split,
+            number,
             num_parts,
             largest,
             total,
@@ -262,25 +234,27 @@ def decode(
     The workspace must have been made for the same `config`.
     """
     num_decodes, num_kv_heads = metadata.decodes.shape[0], key_cache.shape[2]
-    config = config or crowd_config(decode_config(query.shape[2], query.dtype), num_decodes, num_kv_heads)
     workspace = metadata.workspace
-    longest = metadata.max_context_length
-    if sliding_window is not None:
-        longest = min(longest, sliding_window + config.tile_tokens)
-    splits = num_splits(num_decodes, num_kv_heads, longest, workspace.num_multiprocessors, config)
+    num_multiprocessors = workspace.num_multiprocessors
+    if config is None:
+        default = decode_config(query.shape[2], query.dtype)
+        config = batch_config(default, num_decodes * num_kv_heads, num_multiprocessors)
+    parts = find_parts(metadata, num_kv_heads, sliding_window, config)
     group_size = query.shape[1] // num_kv_heads
     group_rows = triton.next_power_of_2(group_size)
     dims = triton.next_power_of_2(query.shape[2])
-    num_units = num_decodes * num_kv_heads
-    assert num_units <= workspace.counters.numel() and (
-        splits == 1 or num_units * splits * group_size * query.shape[2] <= workspace.partials.numel()
-    ), f"{num_decodes} decodes in {splits} splits do not fit the workspace"
-    _decode_kernel[(num_kv_heads, num_decodes, splits)](
+    num_programs = num_kv_heads * (num_decodes if parts is None else parts.shape[0])
+    assert parts is None or (
+        num_programs <= workspace.counters.numel()
+        and num_programs * group_size * query.shape[2] <= workspace.partials.numel()
+    ), f"{num_decodes} decodes in {num_programs} programs do not fit the workspace"
+    _decode_kernel[(num_kv_heads, num_programs // num_kv_heads)](
         output,
         query,
         key_cache,
         value_cache,
         metadata.decodes,
+        parts,
         metadata.block_tables,
         workspace.partials,
         workspace.statistics,
@@ -291,9 +265,6 @@ def decode(
         ROWS=max(_MIN_ROWS, group_rows),
         GROUP_ROWS=group_rows,
         TILE=config.tile_tokens,
-        MIN_SPLIT=config.min_split_tokens,
-        FIXED_SPLITS=config.max_splits if config.is_batch_invariant else 0,
-        IS_SPLIT=config.is_batch_invariant or splits > 1,
         MERGED=max(1, min(_MAX_MERGED, _MERGE_ELEMENTS // (group_rows * dims))),
         num_warps=config.num_warps,
         num_stages=config.num_stages,

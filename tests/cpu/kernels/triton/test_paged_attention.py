@@ -12,9 +12,9 @@ from quire.kernels.paged_attention import attend, reference, triton_decode, trit
 from quire.kernels.paged_attention.cuda_config import (
     DecodeConfig,
     PrefillConfig,
-    crowd_config,
+    batch_config,
     decode_config,
-    num_splits,
+    max_parts,
 )
 from quire.kernels.paged_attention.cuda_plan import (
     CudaAttentionMetadata,
@@ -356,13 +356,16 @@ def test_decodes_come_with_the_longest_context_first():
     assert decodes.tolist() == [[6, 4, 40], [4, 0, 9], [7, 5, 9]]
 
 
-@pytest.mark.parametrize("num_decodes", [7, 165])
+@pytest.mark.parametrize("share", [1, 3, 7, 11])
 @pytest.mark.parametrize("dtype", HALF_FORMATS)
-def test_a_crowd_has_tiles_of_its_own(num_decodes, dtype, device, assert_close):
-    step = make_step(Case([(number % 40, 1) for number in range(num_decodes)], num_kv_heads=8), device, dtype)
+def test_each_size_of_a_batch(share, dtype, device, assert_close):
+    """The configuration goes by units for each multiprocessor: cut, cut finely, not cut, a crowd."""
+    num_multiprocessors = make_decode_workspace(1, 1, 1, 64, dtype=dtype, device=device).num_multiprocessors
+    num_decodes = int(share * num_multiprocessors)
     config = decode_config(64, dtype)
-    assert (crowd_config(config, num_decodes, 8) == config) == (num_decodes < 160)
-    assert_close("attention", step.attend(), step.expected(), RATIOS[dtype])
+    assert (batch_config(config, num_decodes, num_multiprocessors) == config) == (share == 7)
+    lengths = [(70 * (number % 4), 1) for number in range(num_decodes)]
+    check(Case(lengths, num_kv_heads=1, max_context_length=1000), device, assert_close, dtype)
 
 
 def test_tiles_cover_the_queries_of_long_sequences():
@@ -395,26 +398,40 @@ def test_tile_size(num_heads, num_kv_heads, expected):
     assert tile_size(num_heads, num_kv_heads, 128, torch.bfloat16) == expected
 
 
-def test_small_batches_are_split_and_large_ones_are_not():
+@pytest.mark.parametrize("dtype", HALF_FORMATS)
+def test_a_long_context_among_short_ones_is_cut(dtype, device, assert_close):
+    """Nobody waits for it."""
+    workspace = make_decode_workspace(1, 1, 1, 64, dtype=dtype, device=device)
+    num_short = 2 * workspace.num_multiprocessors
+    step = make_step(Case([(700, 1), *[(3, 1)] * num_short], num_kv_heads=1), device, dtype)
+    assert_close("attention", step.attend(), step.expected(), RATIOS[dtype])
+    entries = step.metadata.parts[None].tolist()
+    num_parts, starts, ends = ([entry[field] for entry in entries] for field in (4, 5, 6))
+    count = num_parts[0]
+    assert count > 5 and num_parts[:count] == [count] * count
+    assert [0, *ends[:count]] == [*starts[:count], 701]
+    assert num_parts[count : count + num_short] == [1] * num_short and not any(num_parts[count + num_short :])
+
+
+def test_small_batches_are_cut_and_large_ones_are_not():
     config = decode_config(128, torch.bfloat16)
-    assert num_splits(256, 8, 131072, 132, config) == 1
-    assert num_splits(1, 8, 400, 132, config) == 7
-    assert 40 <= num_splits(1, 8, 131072, 132, config) <= config.max_splits
-    assert num_splits(1, 1, 131072, 132, config) == config.max_splits
-    assert num_splits(0, 8, 0, 132, config) == 1
+    assert max_parts(256, 8, 131072, 132, config)[1] == 256
+    assert max_parts(1, 8, 400, 132, config)[1] == 7
+    assert 40 <= max_parts(1, 8, 131072, 132, config)[1] <= 132
+    assert max_parts(40, 8, 131072, 132, config) == (396 // 8, 40 + 396 // 8)
+    assert max_parts(66, 8, 131072, 132, config) == (66, 132)
+    assert max_parts(66, 8, 60, 132, config) == (66, 66)
+    assert max_parts(0, 8, 0, 132, config)[1] == 0
 
 
-def test_splits_in_float32_do_not_depend_on_the_batch():
+def test_parts_in_float32_do_not_depend_on_the_batch():
     config = decode_config(128, torch.float32)
-    assert {num_splits(count, 8, 1000, 132, config) for count in (1, 3, 256)} == {4}
+    assert all(batch_config(config, num_units, 132) == config for num_units in (8, 24, 256, 2048))
+    assert all(max_parts(count, 8, 1000, 132, config)[1] == 4 * count for count in (1, 3, 256))
 
 
 def test_the_workspace_is_small():
-    """Whatever is split in 16 bits, it is into no more programs than run at a time."""
-    config = decode_config(128, torch.bfloat16)
-    for num_decodes in range(1, 300):
-        splits = num_splits(num_decodes, 8, 131072, 132, config)
-        programs = config.programs_per_multiprocessor + (num_decodes * 8 < 132)
-        assert splits == 1 or num_decodes * 8 * splits <= 132 * programs
+    """Whatever is cut in 16 bits, it is into a few programs for each multiprocessor."""
     workspace = make_decode_workspace(1024, 32, 8, 128, dtype=torch.bfloat16, device="cpu")
-    assert workspace.counters.shape == (1024 * 8,) and not workspace.counters.any()
+    assert not workspace.counters.any()
+    assert workspace.partials.numel() <= 20 * workspace.num_multiprocessors * 4 * 128
