@@ -385,8 +385,15 @@ def test_kernels_are_told_with_what_would_be_faster(best, monkeypatch):
     assert native_package.instruction_sets() == [] and NativeCpu.create(2) is None
 
 
+def test_the_best_instruction_set_comes_first(best):
+    known = ("amx", "avx512_bf16", "avx512_vnni", "avx512", "avx2", "neon_dotprod", "portable")
+    found = native_package.instruction_sets()
+    assert found == [name for name in known if name in found]
+    assert (found[0], found[-1]) == (best.instruction_set, "portable")
+
+
 def has_threads(number):
-    """Whether the process comes to have so many: the kernel wakes who joins a thread before it takes it off its list."""
+    """Whether the process comes to have so many: the kernel wakes who joins a thread, then takes it off its list."""
     deadline = time.monotonic() + 10
     while len(list(Path("/proc/self/task").iterdir())) != number:
         if time.monotonic() > deadline:

@@ -49,6 +49,16 @@ QUIRE_INLINE Integers dot4(Integers sums, Quads q, const int8_t* x) {
 #endif
 }
 
+// Whether q - zero is multiplied, and not q: of many rows that is less work than to correct each by its sum.
+template <WeightFormat kFormat, int H>
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kTakesSigns = kIsWide<kFormat> || H > 2;
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool kTakesSigns = kIsWide<kFormat>;
+#else
+constexpr bool kTakesSigns = false;
+#endif
+
 // Sums of the products of vectors [kBegin, kEnd) of a block with those columns of H rows.
 #if defined(__AVX512F__)
 // A block stays in eight of 32 registers and the rows take turns.
@@ -97,6 +107,30 @@ QUIRE_INLINE void sum_products(const uint8_t* quants, const QuantisedBlock* x, I
 #pragma GCC unroll 6
   for (int h = 0; h < H; ++h) dots[h] = reinterpret_cast<Integers>(wide[h]);
 }
+#elif defined(__ARM_FEATURE_DOTPROD)
+// Four vectors stay in registers and the rows take turns: a register of x has the columns of all four.
+template <WeightFormat kFormat, int H, int kBegin, int kEnd>
+QUIRE_INLINE void sum_products(const uint8_t* quants, const QuantisedBlock* x, Integers (&dots)[H]) {
+  constexpr uint8_t kZero = kTakesSigns<kFormat, H> ? traits(kFormat).zero : 0;
+#pragma GCC unroll 12
+  for (int h = 0; h < H; ++h) dots[h] = Integers{};
+#pragma GCC unroll 2
+  for (int k = kBegin; k < kEnd; k += 4) {
+    int8x16_t q[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) q[i] = reinterpret_cast<int8x16_t>(quants_at<kFormat>(quants, k + i) - kZero);
+#pragma GCC unroll 12
+    for (int h = 0; h < H; ++h) {
+      const int8x16_t xs = vld1q_s8(x[h].q + 4 * k);
+      int32x4_t sums = reinterpret_cast<int32x4_t>(dots[h]);
+      sums = vdotq_laneq_s32(sums, q[0], xs, 0);
+      sums = vdotq_laneq_s32(sums, q[1], xs, 1);
+      sums = vdotq_laneq_s32(sums, q[2], xs, 2);
+      sums = vdotq_laneq_s32(sums, q[3], xs, 3);
+      dots[h] = reinterpret_cast<Integers>(sums);
+    }
+  }
+}
 #else
 template <WeightFormat kFormat, int H, int kBegin, int kEnd>
 QUIRE_INLINE void sum_products(const uint8_t* quants, const QuantisedBlock* x, Integers (&dots)[H]) {
@@ -108,16 +142,10 @@ QUIRE_INLINE void sum_products(const uint8_t* quants, const QuantisedBlock* x, I
 }
 #endif
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
-constexpr bool kTakesSigns = true;
-#else
-constexpr bool kTakesSigns = false;
-#endif
-
 // The products with the zero of vectors of the first half of a block, or of all of it: -zero * sum of x.
-template <WeightFormat kFormat>
+template <WeightFormat kFormat, int H>
 QUIRE_INLINE Integers without_zero(Integers dots, int32_t shifted_sum) {
-  if constexpr (has_minimum(kFormat) || (kTakesSigns && kIsWide<kFormat>)) {
+  if constexpr (has_minimum(kFormat) || kTakesSigns<kFormat, H>) {
     return dots;
   } else {
     return dots + (shifted_sum >> zero_shift(kFormat));
@@ -146,13 +174,13 @@ QUIRE_INLINE void add_block(const uint8_t* quants, const Scales& scales, const Q
 #pragma GCC unroll 12
   for (int h = 0; h < H; ++h) {
     const int32_t shifted_sum = kHasHalves ? x[h].shifted_first : x[h].shifted_sum;
-    sums[h] = add_dots<kFormat>(scales, x[h], without_zero<kFormat>(dots[h], shifted_sum), sums[h]);
+    sums[h] = add_dots<kFormat>(scales, x[h], without_zero<kFormat, H>(dots[h], shifted_sum), sums[h]);
   }
   if constexpr (kHasHalves) {
     sum_products<kFormat, H, 4, 8>(quants, x, dots);
 #pragma GCC unroll 12
     for (int h = 0; h < H; ++h) {
-      const Integers second = without_zero<kFormat>(dots[h], x[h].shifted_sum - x[h].shifted_first);
+      const Integers second = without_zero<kFormat, H>(dots[h], x[h].shifted_sum - x[h].shifted_first);
       sums[h] = add_second_dots(scales, x[h], second, sums[h]);
     }
   }
@@ -323,7 +351,7 @@ void multiply_height(const Segment& segment, int64_t group, const uint8_t* tile,
     case 3: return multiply_tile<kFormat, 3>(segment, group, tile, out);
     case 4: return multiply_tile<kFormat, 4>(segment, group, tile, out);
     case 6: return multiply_tile<kFormat, 6>(segment, group, tile, out);
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__aarch64__)
     case 8: return multiply_tile<kFormat, 8>(segment, group, tile, out);
     case 10: return multiply_tile<kFormat, 10>(segment, group, tile, out);
     case 12: return multiply_tile<kFormat, 12>(segment, group, tile, out);

@@ -11,7 +11,7 @@
 namespace quire::QUIRE_ISA {
 
 // Rows whose sums stay in registers.
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int64_t kMaxVectorHeight = 12;
 #else
 constexpr int64_t kMaxVectorHeight = 6;

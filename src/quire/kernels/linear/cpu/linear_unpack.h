@@ -32,6 +32,9 @@ constexpr bool kIsWide = traits(kFormat).bits == 8;
 
 // Every byte moved left by so many bits, or right by that many less than 0, and masked.
 QUIRE_INLINE Quads shifted(Quads a, int left, uint8_t mask) {
+#if defined(__aarch64__)
+  if (left < 0 && mask == 255 >> -left) return a >> -left;  // bytes can be shifted there
+#endif
   const QuadHalves halves = reinterpret_cast<QuadHalves>(a);
   return reinterpret_cast<Quads>(left >= 0 ? halves << left : halves >> -left) & mask;
 }

@@ -5,6 +5,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 
 #include "native/cpu/kernel_table.h"
 
@@ -18,6 +23,26 @@ namespace quire {
 QUIRE_DECLARE_TABLE(portable)
 #if defined(__x86_64__)
 QUIRE_DECLARE_TABLE(avx2)
+#endif
+#if defined(__aarch64__)
+QUIRE_DECLARE_TABLE(neon_dotprod)
+
+namespace {
+
+// Whether the processor has dot products of bytes.
+bool has_dot_products() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#elif defined(__APPLE__)
+  int has = 0;
+  size_t size = sizeof has;
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
 #endif
 #if defined(QUIRE_HAS_AVX512)
 QUIRE_DECLARE_TABLE(avx512)
@@ -66,6 +91,9 @@ std::vector<const KernelTable*> available_kernels() {
   if (has_avx512) available.push_back(&avx512::kTable);
 #endif
   if (has_avx2) available.push_back(&avx2::kTable);
+#endif
+#if defined(__aarch64__)
+  if (has_dot_products()) available.push_back(&neon_dotprod::kTable);
 #endif
   available.push_back(&portable::kTable);
   return available;

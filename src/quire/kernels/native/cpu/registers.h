@@ -142,6 +142,13 @@ QUIRE_INLINE Floats numbers_at(const uint8_t* from) {
   const bool is_signed = std::is_signed_v<Byte>;
   return reinterpret_cast<Floats>(
       _mm256_cvtepi32_ps(is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes)));
+#elif defined(__aarch64__)
+  // In the top bytes of words: GCC 12 widens one number at a time else.
+  uint32_t four;
+  std::memcpy(&four, from, sizeof four);
+  const Words top = (four - Words{}) << Words{24, 16, 8, 0};
+  if constexpr (std::is_signed_v<Byte>) return __builtin_convertvector(reinterpret_cast<Integers>(top) >> 24, Floats);
+  return __builtin_convertvector(top >> 24, Floats);
 #else
   typedef Byte Several __attribute__((vector_size(kRegisterLanes)));
   return __builtin_convertvector(__builtin_convertvector(load<Several>(from), Integers), Floats);
@@ -156,6 +163,8 @@ QUIRE_INLINE Floats from_float16_words(Words a) {
   const __m256i words = reinterpret_cast<__m256i>(a & 0xffffu);
   const __m128i halves = _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(halves));
+#elif defined(__aarch64__)
+  return reinterpret_cast<Floats>(vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(reinterpret_cast<uint32x4_t>(a)))));
 #else
   const Words sign = (a & 0x8000u) << 16;
   const Words magnitude = (a & 0x7fffu) << 13;
@@ -170,6 +179,8 @@ QUIRE_INLINE Floats float16_at(const uint8_t* from) {
   return from_float16(load<u16x16>(from));
 #elif defined(__F16C__)
   return reinterpret_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__aarch64__)
+  return reinterpret_cast<Floats>(vcvt_f32_f16(reinterpret_cast<float16x4_t>(load<Halves>(from))));
 #else
   return from_float16_words(__builtin_convertvector(load<Halves>(from), Words));
 #endif
