@@ -4,7 +4,6 @@
 file is Q4_1 itself, so that int4 here costs less than on weights that were never rounded.
 """
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +30,7 @@ PROMPTS = (
 )  # fmt: skip
 NUM_TOKENS = 200
 BLOCK_SIZE = 16
+NUM_BLOCKS = 16  # of a sequence
 
 # Options, the least top-1 agreement in percent, the largest mean Kullback-Leibler divergence in nats.
 FORMATS: dict[str, tuple[dict[str, Any], float, float]] = {
@@ -61,9 +61,9 @@ def checkpoint() -> Checkpoint:
 
 
 class Scorer:
-    """The small model in one set of formats, asked for the logits of whole sequences."""
+    """The small model in one set of formats, asked for the logits of up to `max_num_seqs` sequences."""
 
-    def __init__(self, checkpoint: Checkpoint, native: NativeCpu, **options: Any) -> None:
+    def __init__(self, checkpoint: Checkpoint, native: NativeCpu, max_num_seqs: int = 1, **options: Any) -> None:
         config = EngineConfig.from_options(model=checkpoint.name, **options)
         formats = choose_formats(config, checkpoint)
         architecture = checkpoint.architecture
@@ -71,47 +71,56 @@ class Scorer:
         load_packed_weights(model, checkpoint, NativePacking(native, formats.weights), progress=False)
         caches = allocate_caches(
             num_layers=architecture.num_hidden_layers,
-            num_blocks=32,
+            num_blocks=max_num_seqs * NUM_BLOCKS,
             block_size=BLOCK_SIZE,
             num_kv_heads=architecture.num_key_value_heads,
             head_dim=architecture.head_dim,
             dtype=formats.kv_cache,
         )
         self._model = RecordedModel(model, native, caches)
-        self._tables = np.arange(32, dtype=np.int32)[None]
+        self._tables = np.arange(max_num_seqs * NUM_BLOCKS, dtype=np.int32).reshape(max_num_seqs, NUM_BLOCKS)
 
-    def log_probabilities(self, token_ids: list[int], start: int = 0) -> torch.Tensor:
-        """[tokens from `start` on, vocabulary]; what stands before `start` has been computed."""
-        count = len(token_ids) - start
-        state: Any = SimpleNamespace(token_ids=np.array([token_ids], np.int32), block_tables=self._tables)
-        one = np.zeros(1, np.int64)
-        rows = StepRows(one, one, one + start, one + count, np.ones(1, bool))
-        hidden = self._model.run(state, rows, np.arange(count))
-        return torch.log_softmax(self._model.compute_logits(hidden), dim=-1)
+    def log_probabilities(self, token_ids: list[int]) -> torch.Tensor:
+        """[tokens, vocabulary] of one sequence."""
+        return torch.log_softmax(self._logits([token_ids], [0], np.arange(len(token_ids))), dim=-1)
 
-    def continue_greedily(self, prompt: list[int], num_tokens: int) -> list[int]:
-        token_ids = list(prompt)
-        start = 0
-        while len(token_ids) < len(prompt) + num_tokens:
-            best = int(self.log_probabilities(token_ids, start)[-1].argmax())
-            start = len(token_ids)
-            token_ids.append(best)
-        return token_ids
+    def continue_greedily(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+        """Prompts and answers. All go on together: a sequence's numbers do not depend on its company."""
+        sequences = [list(prompt) for prompt in prompts]
+        starts = [0] * len(prompts)
+        for _ in range(num_tokens):
+            last = np.cumsum([len(ids) - start for ids, start in zip(sequences, starts, strict=True)]) - 1
+            best = self._logits(sequences, starts, last).argmax(-1).tolist()
+            starts = [len(token_ids) for token_ids in sequences]
+            for token_ids, token_id in zip(sequences, best, strict=True):
+                token_ids.append(token_id)
+        return sequences
+
+    def _logits(self, sequences: list[list[int]], starts: list[int], rows: np.ndarray) -> torch.Tensor:
+        """Computes what stands from `starts` on, one sequence after the other; logits of those `rows`."""
+        lengths = np.array([len(token_ids) for token_ids in sequences])
+        token_ids = np.zeros((len(sequences), lengths.max()), np.int32)
+        for row, ids in zip(token_ids, sequences, strict=True):
+            row[: len(ids)] = ids
+        state: Any = SimpleNamespace(token_ids=token_ids, block_tables=self._tables)
+        slots, begins = np.arange(len(sequences)), np.array(starts)
+        steps = StepRows(slots, slots, begins, lengths - begins, np.ones(len(sequences), bool))
+        return self._model.compute_logits(self._model.run(state, steps, rows))
 
 
 @pytest.fixture(scope="module")
-def expected(checkpoint: Checkpoint, native: NativeCpu) -> Iterator[list[tuple[list[int], torch.Tensor]]]:
+def expected(checkpoint: Checkpoint, native: NativeCpu) -> list[tuple[list[int], torch.Tensor]]:
     """Greedy answers in float32, with the log-probabilities of their tokens' positions."""
     from quire.frontend.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(checkpoint.tokenizer)
-    scorer = Scorer(checkpoint, native, dtype="float32")
-    answers = []
-    for prompt in PROMPTS:
-        prompt_ids = tokenizer.encode(prompt)
-        token_ids = scorer.continue_greedily(prompt_ids, NUM_TOKENS)
-        answers.append((token_ids, scorer.log_probabilities(token_ids)[len(prompt_ids) - 1 : -1]))
-    yield answers
+    scorer = Scorer(checkpoint, native, max_num_seqs=len(PROMPTS), dtype="float32")
+    prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
+    sequences = scorer.continue_greedily(prompts, NUM_TOKENS)
+    return [
+        (token_ids, scorer.log_probabilities(token_ids)[len(prompt) - 1 : -1])
+        for prompt, token_ids in zip(prompts, sequences, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", FORMATS)
