@@ -36,9 +36,12 @@ $(VENV)/installed-dev: $(VENV)/installed
 serve: $(VENV)/installed ## Serve the small real model on port 8000
 	$(BIN)/quire serve --port $(PORT)
 
+# pytest rewrites the assertions of its plugins' libraries too; if it may not keep that, each process spends seconds on it.
+test check-native: export PYTHONDONTWRITEBYTECODE =
+
 test: $(VENV)/installed-dev .venv-pure/installed ## Run all tests; the pure ones where torch is not installed
 	.venv-pure/bin/python -m pytest tests/pure -q
-	$(BIN)/python -m pytest tests/cpu tests/gpu tests/e2e -q -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest tests/cpu tests/gpu tests/e2e -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/installed-dev ## Lint, types and the import contract
 	$(BIN)/ruff check .

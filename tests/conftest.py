@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,21 @@ import pytest
 from quire.worker.threads import prepare_torch
 
 prepare_torch()
+
+LONGEST_FIRST = ("cpu/parity/", "cpu/worker/test_model_runner.py", "e2e/")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where processes share the files, what takes longest comes first, so that none is left alone with it at the end.
+    Apart from that the order is random."""
+    if not hasattr(config, "workerinput"):
+        return
+
+    def rank(item: pytest.Item) -> int:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        return next((index for index, start in enumerate(LONGEST_FIRST) if path.startswith(start)), len(LONGEST_FIRST))
+
+    items.sort(key=rank)
 
 
 class TraceCollector:
