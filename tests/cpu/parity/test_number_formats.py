@@ -1,6 +1,6 @@
 """How far each number format is from float32 on the small real model: teacher-forced on greedy answers.
 
-`pytest tests/cpu/parity/test_number_formats.py -s` prints the figures that docs/performance.md states. The model's
+`pytest tests/cpu/parity/test_number_formats.py -s` prints the figures that docs/models.md states. The model's
 file is Q4_1 itself, so that int4 here costs less than on weights that were never rounded.
 """
 
