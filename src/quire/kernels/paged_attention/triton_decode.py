@@ -112,6 +112,73 @@ def _hand_over(
         tl.store(counter, 0)
 
 
+@triton.jit
+def _find_work(decodes, parts, index, WINDOW: tl.constexpr, TILE: tl.constexpr):
+    """What a program computes: part `index` or, where `parts` are None, all of decode `index`.
+
+    Returns:
+        table_row: Of the block tables.
+        flat_row: Of query and output.
+        context: The sequence's tokens; 0 for padding.
+        start: The first position to read, a multiple of TILE.
+        end: The position behind the last.
+        number: Of the part within the sequence.
+        num_parts: Of the sequence; 0 if there is no part of this index.
+    """
+    if parts is not None:
+        entry = parts + index * PART_FIELDS
+        table_row, flat_row, context = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+        number, num_parts = tl.load(entry + 3), tl.load(entry + 4)
+        start, end = tl.load(entry + 5), tl.load(entry + 6)
+    else:
+        entry = decodes + index * 3
+        table_row, flat_row, context = tl.load(entry), tl.load(entry + 1), tl.load(entry + 2)
+        number, num_parts = 0, 1
+        start, end = first_read(context, WINDOW, TILE), context
+    return table_row.to(tl.int64), flat_row.to(tl.int64), context, start, end, number, num_parts
+
+
+@triton.jit
+def _attend_tiles(
+    queries,
+    key_cache,
+    value_cache,
+    block_table,
+    kv_head,
+    start,
+    end,
+    first_visible,
+    inner_factor,
+    factor,
+    KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    DIMS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    HAS_SOFT_CAP: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Attention of queries [ROWS, DIMS] to the positions from `start` on; the results of `add_tile`."""
+    largest = tl.full([ROWS], LOWEST, tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    attended = tl.zeros([ROWS, DIMS], tl.float32)
+    blocks = load_blocks(block_table, start, end, TILE, BLOCK_SIZE)
+    for tile in range(start, end, TILE):
+        position = tile + tl.arange(0, TILE)
+        is_visible = position < end
+        if WINDOW > 0:
+            is_visible = is_visible & (position >= first_visible)
+        entries = entry_offsets(blocks, tile, kv_head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE)
+        blocks = load_blocks(block_table, tile + TILE, end, TILE, BLOCK_SIZE)
+        keys = load_entries(key_cache, entries, is_visible, HEAD_DIM, DIMS).to(queries.dtype)
+        values = load_entries(value_cache, entries, is_visible, HEAD_DIM, DIMS).to(queries.dtype)
+        scores = raw_scores(queries, keys, inner_factor, HAS_SOFT_CAP)
+        scores = tl.where(is_visible[None, :], scores, float("-inf"))
+        largest, total, attended = add_tile(scores, values, factor, largest, total, attended)
+    return largest, total, attended
+
+
 @triton.jit(do_not_specialize=["decodes", "table_stride"])
 def _decode_kernel(
     output,
@@ -150,20 +217,9 @@ def _decode_kernel(
         tl.extra.cuda.gdc_wait()
     group: tl.constexpr = HEADS // KV_HEADS
     kv_head, index = tl.program_id(0), tl.program_id(1)
-    entry = decodes + index * 3
-    if parts is not None:
-        entry = parts + index * PART_FIELDS
-    table_row = tl.load(entry).to(tl.int64)
-    flat_row = tl.load(entry + 1).to(tl.int64)
-    context = tl.load(entry + 2)
-    start, end = first_read(context, WINDOW, TILE), context
-    first_visible = tl.maximum(context - WINDOW, 0)
-    number, num_parts = 0, 1
-    if parts is not None:
-        number, num_parts = tl.load(entry + 3), tl.load(entry + 4)
-        start, end = tl.load(entry + 5), tl.load(entry + 6)
-        if num_parts == 0:
-            return
+    table_row, flat_row, context, start, end, number, num_parts = _find_work(decodes, parts, index, WINDOW, TILE)
+    if num_parts == 0:
+        return
 
     head = tl.arange(0, ROWS)
     dim = tl.arange(0, DIMS)
@@ -176,24 +232,28 @@ def _decode_kernel(
         return
 
     queries = tl.load(query + heads_row + offsets, mask=inside, other=0.0)
+    first_visible = tl.maximum(context - WINDOW, 0)
     block_table = block_tables + table_row * table_stride
-    largest = tl.full([ROWS], LOWEST, tl.float32)
-    total = tl.zeros([ROWS], tl.float32)
-    attended = tl.zeros([ROWS, DIMS], tl.float32)
-    blocks = load_blocks(block_table, start, end, TILE, BLOCK_SIZE)
-    for tile in range(start, end, TILE):
-        position = tile + tl.arange(0, TILE)
-        is_visible = position < end
-        if WINDOW > 0:
-            is_visible = is_visible & (position >= first_visible)
-        entries = entry_offsets(blocks, tile, kv_head, KV_HEADS, HEAD_DIM, BLOCK_SIZE, TILE)
-        blocks = load_blocks(block_table, tile + TILE, end, TILE, BLOCK_SIZE)
-        keys = load_entries(key_cache, entries, is_visible, HEAD_DIM, DIMS).to(queries.dtype)
-        values = load_entries(value_cache, entries, is_visible, HEAD_DIM, DIMS).to(queries.dtype)
-        scores = raw_scores(queries, keys, inner_factor, HAS_SOFT_CAP)
-        scores = tl.where(is_visible[None, :], scores, float("-inf"))
-        largest, total, attended = add_tile(scores, values, factor, largest, total, attended)
-
+    largest, total, attended = _attend_tiles(
+        queries,
+        key_cache,
+        value_cache,
+        block_table,
+        kv_head,
+        start,
+        end,
+        first_visible,
+        inner_factor,
+        factor,
+        KV_HEADS,
+        HEAD_DIM,
+        DIMS,
+        BLOCK_SIZE,
+        WINDOW,
+        HAS_SOFT_CAP,
+        ROWS,
+        TILE,
+    )
     if num_parts == 1:
         tl.store(output_row + offsets, (attended / total[:, None]).to(output.dtype.element_ty), mask=inside)
     elif parts is not None:
