@@ -1,4 +1,4 @@
-"""Where `mixed` of gpu_offline.py spends its time on a GPU: the device's time of all steps, by the rows that they have.
+"""Where the mixed work of `gpu_offline.py` spends its time on a GPU: the device's time of all steps, by their rows.
 
     python benchmarks/gpu_mixed_steps.py MODEL_FOLDER
 
@@ -7,21 +7,18 @@ bandwidth of the H200, and the rest. Steps with parts of prompts stand alone. We
 """
 
 import argparse
-import random
-import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quire import LLM, SamplingParams
+import quire
+from gpu_offline import WORK, Requests, measure
 from quire.types.plan import StepPlan, StepResult
 from quire.worker.cuda_runner import CudaModelRunner, LaunchedStep
 
 BYTES_PER_SECOND = 4.24e12
-NUM_REQUESTS = 256
 ROWS_PER_RANGE = 32
-WORK_SEED = 7
 
 
 @dataclass
@@ -60,19 +57,6 @@ class Steps:
         runner_class.launch, runner_class.finish = timed_launch, timed_finish
 
 
-def make_work(source: random.Random) -> tuple[list[Any], list[SamplingParams]]:
-    """Prompts and answers of 100 to 1,024 tokens."""
-    prompts = [
-        {"prompt_token_ids": [source.randrange(100, 48000) for _ in range(source.randint(100, 1024))]}
-        for _ in range(NUM_REQUESTS)
-    ]
-    params = [
-        SamplingParams(temperature=0.6, ignore_eos=True, max_tokens=source.randint(100, 1024))
-        for _ in range(NUM_REQUESTS)
-    ]
-    return prompts, params
-
-
 def print_ranges(steps: list[Timed], key_bytes: int, weight_bytes: int) -> None:
     """A line for each range of rows; `key_bytes` are those of a token's keys and values in all layers."""
     ranges: dict[str, list[Timed]] = defaultdict(list)
@@ -93,11 +77,11 @@ def print_ranges(steps: list[Timed], key_bytes: int, weight_bytes: int) -> None:
 
 
 def main() -> None:
-    """Runs the work twice, the first time to warm up, and prints the second."""
+    """Warms up as `gpu_offline.py` does, runs its mixed work and prints the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     options = parser.parse_args()
-    llm = LLM(
+    llm = quire.LLM(
         model=str(options.model),
         load_format="dummy",
         max_model_len=4096,
@@ -107,18 +91,12 @@ def main() -> None:
     runner = llm._engine.loop._executor._runner  # type: ignore[attr-defined]
     keys = runner.kv_caches[0][0]
     key_bytes = 2 * len(runner.kv_caches) * keys.shape[2] * keys.shape[3] * keys.itemsize
+    requests = Requests(quire)
+    llm.generate(*requests.draw(8, 16, 16, 8, 8), use_tqdm=False)
     steps = Steps()
-    for _ in range(2):
-        prompts, params = make_work(random.Random(WORK_SEED))
-        steps.done.clear()
-        begin = time.perf_counter()
-        outputs = llm.generate(prompts, params, use_tqdm=False)
-        seconds = time.perf_counter() - begin
-    num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    row = measure(llm, *requests.draw(*WORK["mixed"]))
     device = sum(step.device_seconds for step in steps.done)
-    print(
-        f"{seconds:.3f} s, {num_tokens / seconds:.0f} tokens a second, {len(steps.done)} steps, device {device:.3f} s"
-    )
+    print(f"{row['seconds']:.3f} s, {row['out_tok_s']:.0f} tok/s, {len(steps.done)} steps, device {device:.3f} s")
     print_ranges(steps.done, key_bytes, runner._model.num_weight_bytes())
 
 
