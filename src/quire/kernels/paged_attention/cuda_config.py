@@ -99,7 +99,7 @@ def prefill_config(head_dim: int, dtype: torch.dtype) -> PrefillConfig:
     return PrefillConfig(tile_rows=128, tile_keys=32, num_warps=8, num_stages=3)
 
 
-def max_parts(
+def count_parts(
     num_decodes: int, num_kv_heads: int, max_context_length: int, num_multiprocessors: int, config: DecodeConfig
 ) -> tuple[int, int]:
     """How finely the contexts of a batch are cut.

@@ -19,8 +19,8 @@ from quire.kernels.paged_attention.cuda_config import (
     DecodeConfig,
     PrefillConfig,
     batch_config,
+    count_parts,
     decode_config,
-    max_parts,
     prefill_config,
 )
 
@@ -104,7 +104,7 @@ def make_decode_workspace(
     num_programs = 1
     for num_decodes in range(1, max_num_decodes + 1):
         used = config or batch_config(default, num_decodes * num_kv_heads, num_multiprocessors)
-        _, num_parts = max_parts(num_decodes, num_kv_heads, _ANY_LENGTH, num_multiprocessors, used)
+        _, num_parts = count_parts(num_decodes, num_kv_heads, _ANY_LENGTH, num_multiprocessors, used)
         if num_parts > num_decodes:
             num_programs = max(num_programs, num_parts * num_kv_heads)
     group_size = num_heads // num_kv_heads

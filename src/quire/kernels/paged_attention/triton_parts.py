@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from quire.kernels import programmatic_launch
-from quire.kernels.paged_attention.cuda_config import DecodeConfig, max_parts
+from quire.kernels.paged_attention.cuda_config import DecodeConfig, count_parts
 from quire.kernels.paged_attention.cuda_plan import CudaAttentionMetadata
 
 PART_FIELDS: tl.constexpr = tl.constexpr(8)
@@ -84,7 +84,7 @@ def find_parts(
     longest = metadata.max_context_length
     if sliding_window is not None:
         longest = min(longest, sliding_window + config.tile_tokens)
-    wanted_parts, num_entries = max_parts(
+    wanted_parts, num_entries = count_parts(
         num_decodes, num_kv_heads, longest, metadata.workspace.num_multiprocessors, config
     )
     if num_entries <= num_decodes:

@@ -13,8 +13,8 @@ from quire.kernels.paged_attention.cuda_config import (
     DecodeConfig,
     PrefillConfig,
     batch_config,
+    count_parts,
     decode_config,
-    max_parts,
 )
 from quire.kernels.paged_attention.cuda_plan import (
     CudaAttentionMetadata,
@@ -415,19 +415,19 @@ def test_a_long_context_among_short_ones_is_cut(dtype, device, assert_close):
 
 def test_small_batches_are_cut_and_large_ones_are_not():
     config = decode_config(128, torch.bfloat16)
-    assert max_parts(256, 8, 131072, 132, config)[1] == 256
-    assert max_parts(1, 8, 400, 132, config)[1] == 7
-    assert 40 <= max_parts(1, 8, 131072, 132, config)[1] <= 132
-    assert max_parts(40, 8, 131072, 132, config) == (396 // 8, 40 + 396 // 8)
-    assert max_parts(66, 8, 131072, 132, config) == (66, 132)
-    assert max_parts(66, 8, 60, 132, config) == (66, 66)
-    assert max_parts(0, 8, 0, 132, config)[1] == 0
+    assert count_parts(256, 8, 131072, 132, config)[1] == 256
+    assert count_parts(1, 8, 400, 132, config)[1] == 7
+    assert 40 <= count_parts(1, 8, 131072, 132, config)[1] <= 132
+    assert count_parts(40, 8, 131072, 132, config) == (396 // 8, 40 + 396 // 8)
+    assert count_parts(66, 8, 131072, 132, config) == (66, 132)
+    assert count_parts(66, 8, 60, 132, config) == (66, 66)
+    assert count_parts(0, 8, 0, 132, config)[1] == 0
 
 
 def test_parts_in_float32_do_not_depend_on_the_batch():
     config = decode_config(128, torch.float32)
     assert all(batch_config(config, num_units, 132) == config for num_units in (8, 24, 256, 2048))
-    assert all(max_parts(count, 8, 1000, 132, config)[1] == 4 * count for count in (1, 3, 256))
+    assert all(count_parts(count, 8, 1000, 132, config)[1] == 4 * count for count in (1, 3, 256))
 
 
 def test_the_workspace_is_small():
