@@ -36,7 +36,7 @@ CASES = [
 
 def lengths_of(case: str) -> np.ndarray:
     """Contexts [N], the longest first, as the engine orders them."""
-    number, kind = case.split("x")
+    number, kind = case.split("x", maxsplit=1)
     count = int(number)
     if kind != "mix":
         return np.full(count, int(kind))
