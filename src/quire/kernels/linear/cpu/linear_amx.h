@@ -237,12 +237,11 @@ inline void multiply_bfloat16_tiles(const Segment& segment, int64_t group, const
 }
 
 template <WeightFormat kFormat>
-QUIRE_INLINE void multiply_with_tiles(const Segment& segment, int64_t group, const uint8_t* tile, int64_t height,
-                                      f32x16* out) {
+QUIRE_INLINE void multiply_with_tiles(const GroupProduct& product, const uint8_t* tile, int64_t height) {
   if constexpr (kFormat == WeightFormat::kBfloat16) {
-    multiply_bfloat16_tiles(segment, group, tile, height, out);
+    multiply_bfloat16_tiles(*product.segment, product.group, tile, height, product.out);
   } else if constexpr (uses_tiles(kFormat, kMaxTileHeight)) {
-    multiply_quantised_tiles<kFormat>(segment, group, tile, height, out);
+    multiply_quantised_tiles<kFormat>(*product.segment, product.group, tile, height, product.out);
   }
 }
 

@@ -69,7 +69,8 @@ int64_t LinearInstruction::num_padded_rows(const RowTiles& tiles) const {
 
 int64_t LinearInstruction::groups_per_chunk(const Run& run) const {
   const int64_t chunks = run.rows(axis_) <= kRowsPreparedByAll ? kChunksPerThreadOfFewRows : kChunksPerThread;
-  return std::max<int64_t>(1, num_groups_ / (run.num_threads * chunks));
+  const int64_t size = std::max<int64_t>(1, num_groups_ / (run.num_threads * chunks));
+  return size < kGroupsAtOnce ? size : size - size % kGroupsAtOnce;
 }
 
 int64_t LinearInstruction::rows_per_chunk(const Run& run, const RowTiles& tiles) const {

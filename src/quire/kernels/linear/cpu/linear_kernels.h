@@ -1,8 +1,9 @@
 // Matrix products of float rows with a packed weight. Included by each instruction set's translation unit.
 //
 // One design for one row and for hundreds: a micro kernel takes H rows of x and a group of 16 rows of the weight, whose
-// numbers it unpacks once per block for all H. A row's sums run over the columns in the same order whatever H is, so
-// its result does not depend on the rows beside it.
+// numbers it unpacks once per block for all H; where a register holds all 16, it takes two groups, for which a number of
+// x is loaded once. A row's sums run over the columns in the same order either way and whatever H is, so its result does
+// not depend on the rows beside it.
 //
 // Quantised weights: x is rounded to int8 in blocks of 32 (the scheme of GGML's CPU kernels), products within a block
 // are exact integers, and blocks are added up in float32.
@@ -20,16 +21,29 @@ namespace quire::QUIRE_ISA {
 
 constexpr int64_t kBlocksAhead = 16;
 
-// Adds to each sum the products of its four bytes of q with the four bytes of x. Of kIsWide the first may exceed 127.
-template <bool kIsWide>
-QUIRE_INLINE Integers dot4(Integers sums, Quads q, const int8_t* x) {
+// Sixteen outputs to be computed for a tile: out[h] are those of row h.
+struct GroupProduct {
+  const Segment* segment;
+  int64_t group;
+  f32x16* out;
+};
+
+#if defined(__AVX512F__)
+// Four bytes of x, for every row of a register.
+QUIRE_INLINE Quads four_at(const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof four);
+  return reinterpret_cast<Quads>(_mm512_set1_epi32(four));
+}
+
+// Adds to each sum the products of its four bytes of q with those of x. Of kIsWide the first may exceed 127.
+template <bool kIsWide>
+QUIRE_INLINE Integers dot4(Integers sums, Quads q, Quads x) {
+  const __m512i qs = reinterpret_cast<__m512i>(q), xs = reinterpret_cast<__m512i>(x);
 #if defined(__AVX512VNNI__)
-  return reinterpret_cast<Integers>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), reinterpret_cast<__m512i>(q),
-                                                        _mm512_set1_epi32(four)));
-#elif defined(__AVX512BW__)
-  const __m512i ones = _mm512_set1_epi16(1), xs = _mm512_set1_epi32(four), qs = reinterpret_cast<__m512i>(q);
+  return reinterpret_cast<Integers>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), qs, xs));
+#else
+  const __m512i ones = _mm512_set1_epi16(1);
   if constexpr (!kIsWide) {
     const __m512i dots = _mm512_madd_epi16(_mm512_maddubs_epi16(qs, xs), ones);
     return sums + reinterpret_cast<Integers>(dots);
@@ -40,14 +54,9 @@ QUIRE_INLINE Integers dot4(Integers sums, Quads q, const int8_t* x) {
   const __m512i high = _mm512_maddubs_epi16(top, xs);
   const __m512i dots = _mm512_add_epi32(_mm512_madd_epi16(low, ones), _mm512_slli_epi32(_mm512_madd_epi16(high, ones), 7));
   return sums + reinterpret_cast<Integers>(dots);
-#else
-  Integers dots;
-  for (int i = 0; i < kRegisterLanes; ++i) {
-    dots[i] = q[4 * i] * x[0] + q[4 * i + 1] * x[1] + q[4 * i + 2] * x[2] + q[4 * i + 3] * x[3];
-  }
-  return sums + dots;
 #endif
 }
+#endif
 
 // Whether q - zero is multiplied, and not q: of many rows that is less work than to correct each by its sum.
 template <WeightFormat kFormat, int H>
@@ -60,21 +69,7 @@ constexpr bool kTakesSigns = false;
 #endif
 
 // Sums of the products of vectors [kBegin, kEnd) of a block with those columns of H rows.
-#if defined(__AVX512F__)
-// A block stays in eight of 32 registers and the rows take turns.
-template <WeightFormat kFormat, int H, int kBegin, int kEnd>
-QUIRE_INLINE void sum_products(const uint8_t* quants, const QuantisedBlock* x, Integers (&dots)[H]) {
-  Quads q[kEnd - kBegin];
-#pragma GCC unroll 8
-  for (int k = kBegin; k < kEnd; ++k) q[k - kBegin] = quants_at<kFormat>(quants, k);
-#pragma GCC unroll 12
-  for (int h = 0; h < H; ++h) {
-    dots[h] = Integers{};
-#pragma GCC unroll 8
-    for (int k = kBegin; k < kEnd; ++k) dots[h] = dot4<kIsWide<kFormat>>(dots[h], q[k - kBegin], x[h].q + 4 * k);
-  }
-}
-#elif defined(__AVX2__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
 // Each vector is used for all rows before the next is taken: there are 16 registers. Pairs of products are added up in
 // 16 bits as long as they cannot overflow, and then in 32. Of 8-bit numbers the sign goes over to x.
 template <WeightFormat kFormat, int H, int kBegin, int kEnd>
@@ -131,13 +126,20 @@ QUIRE_INLINE void sum_products(const uint8_t* quants, const QuantisedBlock* x, I
     }
   }
 }
-#else
+#elif !defined(__AVX512F__)
 template <WeightFormat kFormat, int H, int kBegin, int kEnd>
 QUIRE_INLINE void sum_products(const uint8_t* quants, const QuantisedBlock* x, Integers (&dots)[H]) {
   for (int h = 0; h < H; ++h) dots[h] = Integers{};
   for (int k = kBegin; k < kEnd; ++k) {
     const Quads q = quants_at<kFormat>(quants, k);
-    for (int h = 0; h < H; ++h) dots[h] = dot4<kIsWide<kFormat>>(dots[h], q, x[h].q + 4 * k);
+    for (int h = 0; h < H; ++h) {
+      const int8_t* xs = x[h].q + 4 * k;
+      Integers sums;
+      for (int i = 0; i < kRegisterLanes; ++i) {
+        sums[i] = q[4 * i] * xs[0] + q[4 * i + 1] * xs[1] + q[4 * i + 2] * xs[2] + q[4 * i + 3] * xs[3];
+      }
+      dots[h] += sums;
+    }
   }
 }
 #endif
@@ -165,26 +167,64 @@ QUIRE_INLINE Floats add_second_dots(const Scales& scales, const QuantisedBlock& 
   return multiply_add(__builtin_convertvector(dots, Floats), scales.second * broadcast(x.scale), sums);
 }
 
-// Adds a block's products of H rows to their sums.
-template <WeightFormat kFormat, int H>
-QUIRE_INLINE void add_block(const uint8_t* quants, const Scales& scales, const QuantisedBlock* x, Floats (&sums)[H]) {
-  constexpr bool kHasHalves = kFormat == WeightFormat::kQ6_K;
-  Integers dots[H];
-  sum_products<kFormat, H, 0, kHasHalves ? 4 : 8>(quants, x, dots);
-#pragma GCC unroll 12
-  for (int h = 0; h < H; ++h) {
-    const int32_t shifted_sum = kHasHalves ? x[h].shifted_first : x[h].shifted_sum;
-    sums[h] = add_dots<kFormat>(scales, x[h], without_zero<kFormat, H>(dots[h], shifted_sum), sums[h]);
-  }
-  if constexpr (kHasHalves) {
-    sum_products<kFormat, H, 4, 8>(quants, x, dots);
+#if defined(__AVX512F__)
+// Adds the products of a block of each of kGroups groups with H rows to their sums. The blocks stay in registers and
+// the rows take turns: a number of x is loaded once for all groups, because loads are what bounds this.
+template <WeightFormat kFormat, int H, int kGroups>
+QUIRE_INLINE void add_block(const uint8_t* const (&quants)[kGroups], const Scales (&scales)[kGroups],
+                            const QuantisedBlock* x, Floats (&sums)[kGroups][H]) {
+  constexpr int kHalves = kFormat == WeightFormat::kQ6_K ? 2 : 1, kVectors = 8 / kHalves;
+#pragma GCC unroll 2
+  for (int half = 0; half < kHalves; ++half) {
+    Quads q[kGroups][kVectors];
+#pragma GCC unroll 2
+    for (int g = 0; g < kGroups; ++g) {
+#pragma GCC unroll 8
+      for (int k = 0; k < kVectors; ++k) q[g][k] = quants_at<kFormat>(quants[g], half * kVectors + k);
+    }
 #pragma GCC unroll 12
     for (int h = 0; h < H; ++h) {
-      const Integers second = without_zero<kFormat, H>(dots[h], x[h].shifted_sum - x[h].shifted_first);
-      sums[h] = add_second_dots(scales, x[h], second, sums[h]);
+      Integers dots[kGroups] = {};
+#pragma GCC unroll 8
+      for (int k = 0; k < kVectors; ++k) {
+        const Quads four = four_at(x[h].q + 4 * (half * kVectors + k));
+        for (int g = 0; g < kGroups; ++g) dots[g] = dot4<kIsWide<kFormat>>(dots[g], q[g][k], four);
+      }
+      const int32_t shifted_sum = kHalves == 1 ? x[h].shifted_sum
+                                  : half == 0  ? x[h].shifted_first
+                                               : x[h].shifted_sum - x[h].shifted_first;
+      for (int g = 0; g < kGroups; ++g) {
+        const Integers found = without_zero<kFormat, H>(dots[g], shifted_sum);
+        sums[g][h] = half == 0 ? add_dots<kFormat>(scales[g], x[h], found, sums[g][h])
+                               : add_second_dots(scales[g], x[h], found, sums[g][h]);
+      }
     }
   }
 }
+#else
+// Adds a block's products of H rows to their sums.
+template <WeightFormat kFormat, int H>
+QUIRE_INLINE void add_block(const uint8_t* const (&quants)[1], const Scales (&scales)[1], const QuantisedBlock* x,
+                            Floats (&sums)[1][H]) {
+  constexpr bool kHasHalves = kFormat == WeightFormat::kQ6_K;
+  Integers dots[H];
+  sum_products<kFormat, H, 0, kHasHalves ? 4 : 8>(quants[0], x, dots);
+#pragma GCC unroll 12
+  for (int h = 0; h < H; ++h) {
+    const int32_t shifted_sum = kHasHalves ? x[h].shifted_first : x[h].shifted_sum;
+    const Integers first = without_zero<kFormat, H>(dots[h], shifted_sum);
+    sums[0][h] = add_dots<kFormat>(scales[0], x[h], first, sums[0][h]);
+  }
+  if constexpr (kHasHalves) {
+    sum_products<kFormat, H, 4, 8>(quants[0], x, dots);
+#pragma GCC unroll 12
+    for (int h = 0; h < H; ++h) {
+      const Integers second = without_zero<kFormat, H>(dots[h], x[h].shifted_sum - x[h].shifted_first);
+      sums[0][h] = add_second_dots(scales[0], x[h], second, sums[0][h]);
+    }
+  }
+}
+#endif
 
 // Asks for what the loop over the blocks of a group, and of the next, needs some blocks later: a page at a time, which
 // is as far as machines look ahead by themselves, keeps memory waiting.
@@ -195,43 +235,83 @@ QUIRE_INLINE void prefetch_block(const uint8_t* quants, int64_t quant_bytes, con
   __builtin_prefetch(scales + kBlocksAhead * scale_bytes);
 }
 
-// Products of a tile of H rows with a group of a quantised segment. Of few rows, which wait for memory, a block is taken
-// whole; of many the sums of a part of it fill the registers.
-template <WeightFormat kFormat, int H>
-void multiply_quantised(const Segment& segment, int64_t group, const uint8_t* tile, f32x16* out) {
+// Products of rows [first_row, first_row + kRows) of a tile of H with kGroups quantised groups. Of few rows, which wait
+// for memory, a block is taken whole; of many the sums of a part of it fill the registers.
+template <WeightFormat kFormat, int H, int kGroups, int kRows>
+QUIRE_INLINE void multiply_blocks(const GroupProduct* products, const uint8_t* tile, int first_row) {
   constexpr int kPartsPerPass = H <= 2 ? kParts : 1;
-  const int64_t quant_bytes = segment.quant_bytes(), scale_bytes = traits(kFormat).scale_bytes;
+  const Segment& first_segment = *products[0].segment;
+  const int64_t quant_bytes = first_segment.quant_bytes(), scale_bytes = traits(kFormat).scale_bytes;
   const int64_t super_bytes = kFormat == WeightFormat::kInt8 ? 0 : traits(kFormat).super_bytes;
   for (int pass = 0; pass < kParts; pass += kPartsPerPass) {
-    const QuantisedBlock* x = reinterpret_cast<const QuantisedBlock*>(tile);
-    const uint8_t* quants = segment.quants_of(group, 0);
-    const uint8_t* scales = segment.scales_of(group, 0);
-    const uint8_t* supers = segment.supers_of(group, 0);
-    Floats sums[kPartsPerPass][H];
+    const QuantisedBlock* x = reinterpret_cast<const QuantisedBlock*>(tile) + first_row;
+    const uint8_t *quants[kGroups], *scales[kGroups], *supers[kGroups];
+    Floats sums[kPartsPerPass][kGroups][kRows];
+    for (int g = 0; g < kGroups; ++g) {
+      quants[g] = products[g].segment->quants_of(products[g].group, 0);
+      scales[g] = products[g].segment->scales_of(products[g].group, 0);
+      supers[g] = products[g].segment->supers_of(products[g].group, 0);
 #pragma GCC unroll 4
-    for (int part = 0; part < kPartsPerPass; ++part) {
+      for (int part = 0; part < kPartsPerPass; ++part) {
 #pragma GCC unroll 12
-      for (int h = 0; h < H; ++h) sums[part][h] = Floats{};
+        for (int h = 0; h < kRows; ++h) sums[part][g][h] = Floats{};
+      }
     }
-    for (int64_t b = 0; b < segment.num_blocks; ++b, x += H) {
-      if constexpr (H <= 2) prefetch_block(quants, quant_bytes, scales, scale_bytes);
+    for (int64_t b = 0; b < first_segment.num_blocks; ++b, x += H) {
+      if constexpr (H <= 2) {
+        for (int g = 0; g < kGroups; ++g) prefetch_block(quants[g], quant_bytes, scales[g], scale_bytes);
+      }
 #pragma GCC unroll 4
       for (int part = 0; part < kPartsPerPass; ++part) {
         const int first = (pass + part) * kRegisterLanes;
-        add_block<kFormat, H>(quants + 4 * first, scales_at<kFormat>(scales, supers, first), x, sums[part]);
+        const uint8_t* part_quants[kGroups];
+        Scales part_scales[kGroups];
+        for (int g = 0; g < kGroups; ++g) {
+          part_quants[g] = quants[g] + 4 * first;
+          part_scales[g] = scales_at<kFormat>(scales[g], supers[g], first);
+        }
+        add_block<kFormat>(part_quants, part_scales, x, sums[part]);
       }
-      quants += quant_bytes;
-      scales += scale_bytes;
-      if (b % kSuperBlocks == kSuperBlocks - 1) supers += super_bytes;
+      for (int g = 0; g < kGroups; ++g) {
+        quants[g] += quant_bytes;
+        scales[g] += scale_bytes;
+        if (b % kSuperBlocks == kSuperBlocks - 1) supers[g] += super_bytes;
+      }
     }
+    for (int g = 0; g < kGroups; ++g) {
+      float* out = reinterpret_cast<float*>(products[g].out + first_row);
 #pragma GCC unroll 4
-    for (int part = 0; part < kPartsPerPass; ++part) {
+      for (int part = 0; part < kPartsPerPass; ++part) {
 #pragma GCC unroll 12
-      for (int h = 0; h < H; ++h) {
-        store(reinterpret_cast<float*>(out + h) + (pass + part) * kRegisterLanes, sums[part][h]);
+        for (int h = 0; h < kRows; ++h) {
+          store(out + h * kGroupRows + (pass + part) * kRegisterLanes, sums[part][g][h]);
+        }
       }
     }
   }
+}
+
+// Whether a number of x is loaded once for two groups: where there is little else to do with it.
+template <WeightFormat kFormat>
+#if defined(__AVX512VNNI__)
+constexpr bool kTakesTwoGroups = true;
+#elif defined(__AVX512F__)
+constexpr bool kTakesTwoGroups = !kIsWide<kFormat>;
+#else
+constexpr bool kTakesTwoGroups = false;
+#endif
+
+template <WeightFormat kFormat, int H>
+void multiply_quantised(const GroupProduct* products, int num_products, const uint8_t* tile) {
+  if constexpr (kTakesTwoGroups<kFormat>) {
+    if (num_products == 2) {
+      // Beside the blocks of two groups there is room for the sums of half a high tile.
+      constexpr int kRows = H <= kMaxVectorHeight / 2 ? H : H / 2;
+      for (int row = 0; row < H; row += kRows) multiply_blocks<kFormat, H, 2, kRows>(products, tile, row);
+      return;
+    }
+  }
+  for (int i = 0; i < num_products; ++i) multiply_blocks<kFormat, H, 1, H>(products + i, tile, 0);
 }
 
 }  // namespace quire::QUIRE_ISA
@@ -249,52 +329,52 @@ struct TileShapes {
 };
 #endif
 
-// Registers of a group that a loop over the columns takes at once: their sums do not wait for each other.
-constexpr int kPartsAtOnce = kParts < 2 ? kParts : 2;
+// Registers of rows that a loop over the columns takes at once, if it can: their sums do not wait for each other.
+constexpr int kRegistersAtOnce = 2;
 
-// Adds the products of a column of kPartsAtOnce registers of rows with H rows of x.
-template <int H>
-QUIRE_INLINE void add_column(const Floats (&w)[kPartsAtOnce], const float* x, Floats (&sums)[kPartsAtOnce][H]) {
+// Adds the products of a column of kCount registers of rows with H rows of x.
+template <int H, int kCount>
+QUIRE_INLINE void add_column(const Floats (&w)[kCount], const float* x, Floats (&sums)[kCount][H]) {
 #pragma GCC unroll 12
   for (int h = 0; h < H; ++h) {
     const Floats xs = broadcast(x[h]);
-    for (int part = 0; part < kPartsAtOnce; ++part) add_product(sums[part][h], w[part], xs);
+    for (int i = 0; i < kCount; ++i) add_product(sums[i][h], w[i], xs);
   }
 }
 
-// Products of a tile of H rows with rows of a group of floats, kPartsAtOnce registers of them from row `first`.
-template <WeightFormat kFormat, int H>
-QUIRE_INLINE void multiply_columns(const uint8_t* weight, int64_t num_columns, int first, const float* x, f32x16* out) {
+// Products of a tile of H rows with kCount registers of rows of floats: `weights` are their first columns, row h's
+// results go to outs[i] + h * kGroupRows.
+template <WeightFormat kFormat, int H, int kCount>
+QUIRE_INLINE void multiply_columns(const uint8_t* (&weights)[kCount], int64_t num_columns, const float* x,
+                                   float* (&outs)[kCount]) {
   constexpr int kColumns = kColumnsAtOnce<kFormat>;
-  Floats sums[kPartsAtOnce][H];
+  Floats sums[kCount][H];
 #pragma GCC unroll 2
-  for (int part = 0; part < kPartsAtOnce; ++part) {
+  for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 12
-    for (int h = 0; h < H; ++h) sums[part][h] = Floats{};
+    for (int h = 0; h < H; ++h) sums[i][h] = Floats{};
   }
   for (int64_t column = 0; column < num_columns; column += kColumns, x += kColumns * H) {
 #pragma GCC unroll 2
-    for (int i = 0; i < kColumns; ++i) {
-      Floats w[kPartsAtOnce];
-      for (int part = 0; part < kPartsAtOnce; ++part) {
-        w[part] = column_at<kFormat>(weight, i, first + part * kRegisterLanes);
-      }
-      add_column<H>(w, x + i * H, sums);
+    for (int c = 0; c < kColumns; ++c) {
+      Floats w[kCount];
+      for (int i = 0; i < kCount; ++i) w[i] = column_at<kFormat>(weights[i], c);
+      add_column<H>(w, x + c * H, sums);
     }
-    weight += kColumns * kGroupRows * traits(kFormat).bits / 8;
+    for (int i = 0; i < kCount; ++i) weights[i] += kGroupRows * kRowStepBytes<kFormat>;
   }
-  for (int part = 0; part < kPartsAtOnce; ++part) {
+  for (int i = 0; i < kCount; ++i) {
 #pragma GCC unroll 12
-    for (int h = 0; h < H; ++h) {
-      store(reinterpret_cast<float*>(out + h) + first + part * kRegisterLanes, sums[part][h]);
-    }
+    for (int h = 0; h < H; ++h) store(outs[i] + h * kGroupRows, sums[i][h]);
   }
 }
 
 #if defined(__AVX512BF16__)
 // The same for machines that multiply bfloat16.
 template <int H>
-QUIRE_INLINE void multiply_bfloat16(const uint8_t* weight, int64_t num_columns, const uint8_t* tile, f32x16* out) {
+QUIRE_INLINE void multiply_bfloat16(const GroupProduct& product, const uint8_t* tile) {
+  const uint8_t* weight = product.segment->quants_of(product.group, 0);
+  const int64_t num_columns = product.segment->num_blocks * kBlockColumns;
   const int32_t* x = reinterpret_cast<const int32_t*>(tile);
   __m512 sums[H];
 #pragma GCC unroll 12
@@ -307,73 +387,97 @@ QUIRE_INLINE void multiply_bfloat16(const uint8_t* weight, int64_t num_columns, 
     }
   }
 #pragma GCC unroll 12
-  for (int h = 0; h < H; ++h) out[h] = reinterpret_cast<f32x16>(sums[h]);
+  for (int h = 0; h < H; ++h) product.out[h] = reinterpret_cast<f32x16>(sums[h]);
 }
 #endif
 
-// Products of a tile of H rows with a group of a segment of floats.
+// Products of a tile of H rows with groups of floats, a few registers at a time.
 template <WeightFormat kFormat, int H>
-void multiply_floats(const Segment& segment, int64_t group, const uint8_t* tile, f32x16* out) {
-  const uint8_t* weight = segment.quants_of(group, 0);
-  const int64_t num_columns = segment.num_blocks * kBlockColumns;
-#if defined(__AVX512BF16__)
-  if constexpr (kFormat == WeightFormat::kBfloat16) return multiply_bfloat16<H>(weight, num_columns, tile, out);
-#endif
+void multiply_floats(const GroupProduct* products, int num_products, const uint8_t* tile) {
+  const int64_t num_columns = products[0].segment->num_blocks * kBlockColumns;
   const float* x = reinterpret_cast<const float*>(tile);
-  for (int first = 0; first < kGroupRows; first += kPartsAtOnce * kRegisterLanes) {
-    multiply_columns<kFormat, H>(weight, num_columns, first, x, out);
+  const auto weight_of = [&](int index) {
+    const GroupProduct& product = products[index / kParts];
+    const int64_t offset = index % kParts * kRegisterLanes * kRowStepBytes<kFormat>;
+    return product.segment->quants_of(product.group, 0) + offset;
+  };
+  const auto out_of = [&](int index) {
+    return reinterpret_cast<float*>(products[index / kParts].out) + index % kParts * kRegisterLanes;
+  };
+  const int num_registers = num_products * kParts;
+  int index = 0;
+  for (; index + kRegistersAtOnce <= num_registers; index += kRegistersAtOnce) {
+    const uint8_t* weights[] = {weight_of(index), weight_of(index + 1)};
+    float* outs[] = {out_of(index), out_of(index + 1)};
+    multiply_columns<kFormat, H>(weights, num_columns, x, outs);
   }
+  if (index == num_registers) return;
+  const uint8_t* weights[] = {weight_of(index)};
+  float* outs[] = {out_of(index)};
+  multiply_columns<kFormat, H>(weights, num_columns, x, outs);
 }
 
 template <WeightFormat kFormat, int H>
-QUIRE_INLINE void multiply_tile(const Segment& segment, int64_t group, const uint8_t* tile, f32x16* out) {
-  if constexpr (kFormat == WeightFormat::kFloat32 || kFormat == WeightFormat::kBfloat16 ||
-                kFormat == WeightFormat::kFloat16) {
-    multiply_floats<kFormat, H>(segment, group, tile, out);
+QUIRE_INLINE void multiply_tile(const GroupProduct* products, int num_products, const uint8_t* tile) {
+#if defined(__AVX512BF16__)
+  if constexpr (kFormat == WeightFormat::kBfloat16) {
+    for (int i = 0; i < num_products; ++i) multiply_bfloat16<H>(products[i], tile);
+    return;
+  }
+#endif
+  if constexpr (traits(kFormat).is_quantised) {
+    multiply_quantised<kFormat, H>(products, num_products, tile);
   } else {
-    multiply_quantised<kFormat, H>(segment, group, tile, out);
+    multiply_floats<kFormat, H>(products, num_products, tile);
   }
 }
 
 template <WeightFormat kFormat>
-void multiply_height(const Segment& segment, int64_t group, const uint8_t* tile, int64_t height, f32x16* out) {
+void multiply_height(const GroupProduct* products, int num_products, const uint8_t* tile, int64_t height) {
 #if defined(__AMX_INT8__)
-  if (uses_tiles(kFormat, height)) return multiply_with_tiles<kFormat>(segment, group, tile, height, out);
+  if (uses_tiles(kFormat, height)) {
+    for (int i = 0; i < num_products; ++i) multiply_with_tiles<kFormat>(products[i], tile, height);
+    return;
+  }
   if (height > kMaxVectorHeight) {
-    const int64_t bytes = kMaxVectorHeight * row_bytes(RowFormat::kFloats, segment.num_blocks);
-    multiply_tile<kFormat, kMaxVectorHeight>(segment, group, tile, out);
-    return multiply_height<kFormat>(segment, group, tile + bytes, height - kMaxVectorHeight, out + kMaxVectorHeight);
+    const int64_t bytes = kMaxVectorHeight * row_bytes(RowFormat::kFloats, products[0].segment->num_blocks);
+    multiply_tile<kFormat, kMaxVectorHeight>(products, num_products, tile);
+    GroupProduct rest[kGroupsAtOnce];
+    for (int i = 0; i < num_products; ++i) {
+      rest[i] = {products[i].segment, products[i].group, products[i].out + kMaxVectorHeight};
+    }
+    return multiply_height<kFormat>(rest, num_products, tile + bytes, height - kMaxVectorHeight);
   }
 #endif
   switch (height) {
-    case 1: return multiply_tile<kFormat, 1>(segment, group, tile, out);
-    case 2: return multiply_tile<kFormat, 2>(segment, group, tile, out);
-    case 3: return multiply_tile<kFormat, 3>(segment, group, tile, out);
-    case 4: return multiply_tile<kFormat, 4>(segment, group, tile, out);
-    case 6: return multiply_tile<kFormat, 6>(segment, group, tile, out);
+    case 1: return multiply_tile<kFormat, 1>(products, num_products, tile);
+    case 2: return multiply_tile<kFormat, 2>(products, num_products, tile);
+    case 3: return multiply_tile<kFormat, 3>(products, num_products, tile);
+    case 4: return multiply_tile<kFormat, 4>(products, num_products, tile);
+    case 6: return multiply_tile<kFormat, 6>(products, num_products, tile);
 #if defined(__AVX512F__) || defined(__aarch64__)
-    case 8: return multiply_tile<kFormat, 8>(segment, group, tile, out);
-    case 10: return multiply_tile<kFormat, 10>(segment, group, tile, out);
-    case 12: return multiply_tile<kFormat, 12>(segment, group, tile, out);
+    case 8: return multiply_tile<kFormat, 8>(products, num_products, tile);
+    case 10: return multiply_tile<kFormat, 10>(products, num_products, tile);
+    case 12: return multiply_tile<kFormat, 12>(products, num_products, tile);
 #endif
   }
 }
 
-// y of a tile for a group of 16 outputs: out[h] are the 16 numbers of row h.
-inline void multiply(const Segment& segment, int64_t group, const uint8_t* tile, int64_t height, f32x16* out) {
-  switch (segment.format) {
-    case WeightFormat::kFloat32: return multiply_height<WeightFormat::kFloat32>(segment, group, tile, height, out);
-    case WeightFormat::kBfloat16: return multiply_height<WeightFormat::kBfloat16>(segment, group, tile, height, out);
-    case WeightFormat::kFloat16: return multiply_height<WeightFormat::kFloat16>(segment, group, tile, height, out);
-    case WeightFormat::kInt8: return multiply_height<WeightFormat::kInt8>(segment, group, tile, height, out);
-    case WeightFormat::kQ4_0: return multiply_height<WeightFormat::kQ4_0>(segment, group, tile, height, out);
-    case WeightFormat::kQ4_1: return multiply_height<WeightFormat::kQ4_1>(segment, group, tile, height, out);
-    case WeightFormat::kQ5_0: return multiply_height<WeightFormat::kQ5_0>(segment, group, tile, height, out);
-    case WeightFormat::kQ5_1: return multiply_height<WeightFormat::kQ5_1>(segment, group, tile, height, out);
-    case WeightFormat::kQ8_0: return multiply_height<WeightFormat::kQ8_0>(segment, group, tile, height, out);
-    case WeightFormat::kQ4_K: return multiply_height<WeightFormat::kQ4_K>(segment, group, tile, height, out);
-    case WeightFormat::kQ5_K: return multiply_height<WeightFormat::kQ5_K>(segment, group, tile, height, out);
-    case WeightFormat::kQ6_K: return multiply_height<WeightFormat::kQ6_K>(segment, group, tile, height, out);
+// y of a tile for up to kGroupsAtOnce groups of 16 outputs, all of one format.
+inline void multiply(const GroupProduct* products, int num_products, const uint8_t* tile, int64_t height) {
+  switch (products[0].segment->format) {
+    case WeightFormat::kFloat32: return multiply_height<WeightFormat::kFloat32>(products, num_products, tile, height);
+    case WeightFormat::kBfloat16: return multiply_height<WeightFormat::kBfloat16>(products, num_products, tile, height);
+    case WeightFormat::kFloat16: return multiply_height<WeightFormat::kFloat16>(products, num_products, tile, height);
+    case WeightFormat::kInt8: return multiply_height<WeightFormat::kInt8>(products, num_products, tile, height);
+    case WeightFormat::kQ4_0: return multiply_height<WeightFormat::kQ4_0>(products, num_products, tile, height);
+    case WeightFormat::kQ4_1: return multiply_height<WeightFormat::kQ4_1>(products, num_products, tile, height);
+    case WeightFormat::kQ5_0: return multiply_height<WeightFormat::kQ5_0>(products, num_products, tile, height);
+    case WeightFormat::kQ5_1: return multiply_height<WeightFormat::kQ5_1>(products, num_products, tile, height);
+    case WeightFormat::kQ8_0: return multiply_height<WeightFormat::kQ8_0>(products, num_products, tile, height);
+    case WeightFormat::kQ4_K: return multiply_height<WeightFormat::kQ4_K>(products, num_products, tile, height);
+    case WeightFormat::kQ5_K: return multiply_height<WeightFormat::kQ5_K>(products, num_products, tile, height);
+    case WeightFormat::kQ6_K: return multiply_height<WeightFormat::kQ6_K>(products, num_products, tile, height);
     case WeightFormat::kCount: return;
   }
 }
@@ -404,17 +508,21 @@ inline void multiply_groups(const LinearTask& task, const Segment& segment, cons
                             int64_t end) {
   const RowTiles& tiles = task.tiles;
   const int64_t bytes = row_bytes(row_format(segment.format), tiles.num_blocks);
-  f32x16 y[kMaxTileHeight];
+  f32x16 y[kGroupsAtOnce][kMaxTileHeight];
   for (int64_t tile = 0; tile < tiles.num_tiles; ++tile) {
     const int64_t first_row = tile * tiles.height, height = tiles.height_of(tile);
     const int64_t num_rows = std::min(tiles.height, tiles.num_rows - first_row);
     const TileShapes shapes(segment.format, height);
-    for (int64_t group = begin; group < end; ++group) {
-      multiply(segment, group, rows + first_row * bytes, height, y);
-      const int64_t lane = group * kGroupRows, column = segment.row_start + lane;
-      const int count = static_cast<int>(std::min<int64_t>(kLanes, segment.num_rows - lane));
-      for (int64_t h = 0; h < num_rows; ++h) y[h] = with_bias(y[h], task.bias, column, count);
-      write_out(task, y, first_row, num_rows, column, count);
+    for (int64_t group = begin; group < end; group += kGroupsAtOnce) {
+      const GroupProduct products[] = {{&segment, group, y[0]}, {&segment, group + 1, y[1]}};
+      const int num_products = static_cast<int>(std::min<int64_t>(kGroupsAtOnce, end - group));
+      multiply(products, num_products, rows + first_row * bytes, height);
+      for (int i = 0; i < num_products; ++i) {
+        const int64_t lane = (group + i) * kGroupRows, column = segment.row_start + lane;
+        const int count = static_cast<int>(std::min<int64_t>(kLanes, segment.num_rows - lane));
+        for (int64_t h = 0; h < num_rows; ++h) y[i][h] = with_bias(y[i][h], task.bias, column, count);
+        write_out(task, y[i], first_row, num_rows, column, count);
+      }
     }
   }
 }
@@ -430,8 +538,8 @@ inline void multiply_gated_groups(const LinearTask& task, const Segment& gate, c
     const int64_t num_rows = std::min(tiles.height, tiles.num_rows - first_row);
     const TileShapes shapes(gate.format, height);
     for (int64_t group = begin; group < end; ++group) {
-      multiply(gate, group, rows + first_row * bytes, height, y);
-      multiply(up, up_group + group, rows + first_row * bytes, height, z);
+      const GroupProduct products[] = {{&gate, group, y}, {&up, up_group + group, z}};
+      multiply(products, kGroupsAtOnce, rows + first_row * bytes, height);
       const int64_t column = group * kGroupRows;
       for (int64_t h = 0; h < num_rows; ++h) {
         const f32x16 gated = with_bias(y[h], task.bias, column, kLanes);

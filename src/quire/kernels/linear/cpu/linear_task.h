@@ -7,6 +7,9 @@
 
 namespace quire {
 
+// Groups whose products are asked for together. Where a group is one register, one loop may compute both.
+constexpr int kGroupsAtOnce = 2;
+
 // What becomes of y = x @ weight.T + bias.
 enum class Epilogue : int {
   kStore,  // out = y

@@ -79,12 +79,16 @@ QUIRE_INLINE Scales scales_at(const uint8_t* scales, const uint8_t* supers, int 
 template <WeightFormat kFormat>
 constexpr int kColumnsAtOnce = kFormat == WeightFormat::kBfloat16 ? 2 : 1;
 
-// A register of rows from row `first` of column `i` of the kColumnsAtOnce at `weight`.
+// Bytes of a row's numbers in kColumnsAtOnce columns.
 template <WeightFormat kFormat>
-QUIRE_INLINE Floats column_at(const uint8_t* weight, int i, int first) {
-  if constexpr (kFormat == WeightFormat::kFloat32) return load<Floats>(weight + 4 * first);
-  if constexpr (kFormat == WeightFormat::kFloat16) return float16_at(weight + 2 * first);
-  const Words pairs = load<Words>(weight + 4 * first);
+constexpr int kRowStepBytes = kColumnsAtOnce<kFormat> * traits(kFormat).bits / 8;
+
+// A register of rows of column `i` of the kColumnsAtOnce that are at `weight` for the first of these rows.
+template <WeightFormat kFormat>
+QUIRE_INLINE Floats column_at(const uint8_t* weight, int i) {
+  if constexpr (kFormat == WeightFormat::kFloat32) return load<Floats>(weight);
+  if constexpr (kFormat == WeightFormat::kFloat16) return float16_at(weight);
+  const Words pairs = load<Words>(weight);
   return reinterpret_cast<Floats>(i == 0 ? pairs << 16 : pairs & 0xffff0000u);
 }
 
