@@ -20,6 +20,7 @@ from quire.config.engine import EngineConfig
 from quire.config.resolve import resolve
 from quire.engine import wire
 from quire.engine.client import EngineClient, EngineProcess, serve_socket
+from quire.engine.collector import no_collections
 from quire.engine.executor import Executor
 from quire.engine.grammar import GrammarVocabulary
 from quire.engine.grammar_compiler import GrammarCompiler, GrammarIntake
@@ -173,7 +174,10 @@ def _import_torch() -> None:
     from quire.worker.threads import prepare_torch
 
     prepare_torch()
-    import torch  # noqa: F401
+    with no_collections():
+        import torch  # noqa: F401
+    # Later looks for cycles need not walk through it.
+    gc.freeze()
 
 
 def _choose_device(config: EngineConfig) -> str:
