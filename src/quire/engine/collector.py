@@ -26,7 +26,7 @@ def rare_collections() -> Iterator[None]:
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """While it lasts, the collector of this process looks for no cycles. Modifies whether it is enabled, and restores it.
+    """While it lasts, the collector of this process looks for no cycles. Modifies whether it is enabled; restores it.
 
     Around imports: they make hundreds of thousands of objects, all of which stay, and each look walks through them.
     """

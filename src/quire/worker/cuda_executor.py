@@ -18,6 +18,7 @@ from quire.checkpoint.checkpoint import Checkpoint
 from quire.config.engine import EngineConfig
 from quire.errors import EngineDeadError, StepFailedError
 from quire.kernels.sample import TokenMask
+from quire.kernels.silu_mul import silu_mul
 from quire.models.decoder import DecoderModel
 from quire.models.loading.load import load_weights
 from quire.models.registry import create_model
@@ -195,7 +196,10 @@ class CudaExecutor:
         cuda_memory.check_card_is_free(self.memory, cache)
         memory.check_weights_fit(self.memory)
         self._limit_memory()
-        model = self._load_model(checkpoint)
+        with ThreadPoolExecutor(1, "quire-compiler") as thread:
+            compiler = thread.submit(self._start_compiler)
+            model = self._load_model(checkpoint)
+            compiler.result()
         buckets = self._graph_buckets(scheduler.max_num_seqs)
         self._runner = CudaModelRunner(
             model,
@@ -212,6 +216,13 @@ class CudaExecutor:
         self._warm_up(buckets)
         logger.info("%s on %s", self.dtype, torch.cuda.get_device_name(self._device))
         logger.info("%s", self.memory.table())
+
+    def _start_compiler(self) -> None:
+        """Launches a small kernel. For the first one of a process Triton reads all of itself, some 400 MB, to name its
+        cache; threads that came at once would each do that.
+        """
+        with self._on_stream():
+            silu_mul(torch.zeros((1, 2), dtype=self._dtype, device=self._device))
 
     def _load_model(self, checkpoint: Checkpoint) -> DecoderModel:
         config = self._config.model
