@@ -22,18 +22,3 @@ def rare_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(young, middle, old)
-
-
-@contextmanager
-def no_collections() -> Iterator[None]:
-    """While it lasts, the collector of this process looks for no cycles. Modifies whether it is enabled; restores it.
-
-    Around imports: they make hundreds of thousands of objects, all of which stay, and each look walks through them.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -20,7 +20,7 @@ from quire.config.engine import EngineConfig
 from quire.config.resolve import resolve
 from quire.engine import wire
 from quire.engine.client import EngineClient, EngineProcess, serve_socket
-from quire.engine.collector import no_collections
+from quire.engine.collector import rare_collections
 from quire.engine.executor import Executor
 from quire.engine.grammar import GrammarVocabulary
 from quire.engine.grammar_compiler import GrammarCompiler, GrammarIntake
@@ -174,9 +174,9 @@ def _import_torch() -> None:
     from quire.worker.threads import prepare_torch
 
     prepare_torch()
-    with no_collections():
+    # It makes hundreds of thousands of objects, all of which stay: looks for cycles would walk through them.
+    with rare_collections():
         import torch  # noqa: F401
-    # Later looks for cycles need not walk through it.
     gc.freeze()
 
 
